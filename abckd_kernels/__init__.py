@@ -1,0 +1,19 @@
+"""Fused knowledge-distillation losses over intermediate feature maps."""
+
+from .backends import use_backend
+from .distill import Distiller, DistillerOutput
+from .losses import ABCLoss, abc_loss
+from .ops import Tapped, compress, tap, tap_all
+
+__version__ = "0.1.0"
+__all__ = [
+    "ABCLoss",
+    "Distiller",
+    "DistillerOutput",
+    "Tapped",
+    "abc_loss",
+    "compress",
+    "tap",
+    "tap_all",
+    "use_backend",
+]

@@ -1,0 +1,183 @@
+"""Which implementation serves an op: the table, the choice, and every environment variable of the library.
+
+An op is one schema in the dispatcher's namespace `abckd` with one implementation per backend:
+
+    cuda        C++/CUDA kernels of the extension, registered for CUDA tensors   abckd::op
+    cpu         C++ kernels of the extension, registered for CPU tensors         abckd::op
+    triton      Triton kernels, compiled when first used                         abckd::op.triton
+    reference   plain PyTorch, the definition                                    abckd::op.reference
+
+`abckd::op` itself serves every device: where the extension has no kernel it falls back to what `auto` chooses.
+
+Environment variables:
+    ABCKD_BACKEND     auto (default) or the name of a backend that every op must use
+    TRITON_INTERPRET  1: Triton's own switch; its kernels then run in the interpreter, on CPU tensors
+    ABCKD_BUILD_CUDA  auto (default), 1 or 0: read by setup.py only
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+
+import torch
+
+PREFERENCE = ("cuda", "triton", "cpu", "reference")
+TRITON_INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+
+try:
+    _C = importlib.import_module("abckd_kernels._C")
+    EXTENSION_ERROR = None
+except ImportError as error:
+    _C = None
+    EXTENSION_ERROR = f"the C++ extension is not there ({error}); reinstall where a C++ compiler is found"
+
+_TRITON_FOUND = importlib.util.find_spec("triton") is not None
+_OPS: dict[str, tuple[str, ...]] = {}
+_forced = "auto"
+
+
+def extension():
+    """The pybind11 module `abckd_kernels._C`, or None where it was not built."""
+    return _C
+
+
+def ops() -> tuple[str, ...]:
+    """Names of all ops, in the order of their definition."""
+    return tuple(_OPS)
+
+
+def why_not(op: str, backend: str, device: str) -> str | None:
+    """The reason for which `backend` can't serve `op` on a device type such as "cpu", or None where it can."""
+    if backend not in _OPS[op]:
+        return f"{op} has no {backend} implementation in this version"
+    if backend == "reference":
+        return None
+    if backend == "triton":
+        if not _TRITON_FOUND:
+            return "triton is not installed"
+        if device == "cuda" or TRITON_INTERPRET:
+            return None
+        return f"triton has no {device} target; TRITON_INTERPRET=1 runs it in the interpreter"
+    if device != backend:
+        return f"serves {backend} tensors only"
+    return EXTENSION_ERROR
+
+
+def choose(op: str, device: str) -> str:
+    """The backend that serves `op` on a device type: the forced one, else the first of PREFERENCE that can.
+
+    On the CPU the interpreter is for tests only and is never chosen by itself.
+    Raises RuntimeError if the forced backend can't serve, with the reason and the backends that can.
+    """
+    if _forced != "auto":
+        reason = why_not(op, _forced, device)
+        if reason is None:
+            return _forced
+        able = [name for name in PREFERENCE if why_not(op, name, device) is None]
+        raise RuntimeError(
+            f"backend '{_forced}' was asked for but can't serve {op} on {device}: {reason}. Able: {', '.join(able)}"
+        )
+    for name in PREFERENCE:
+        if name == "triton" and device != "cuda":
+            continue
+        if why_not(op, name, device) is None:
+            return name
+    raise RuntimeError(f"no backend serves {op} on {device}")
+
+
+def forced() -> str:
+    """The name given to `use_backend` or ABCKD_BACKEND, or "auto"."""
+    return _forced
+
+
+def is_native(backend: str) -> bool:
+    """True for backends whose kernels the C++ extension registers under `abckd::op` itself."""
+    return backend in ("cpu", "cuda")
+
+
+def kernel(op: str, device: torch.device) -> Callable:
+    """The dispatcher entry of the backend that serves `op` on `device`."""
+    backend = choose(op, device.type)
+    packet = getattr(torch.ops.abckd, op)
+    return packet.default if is_native(backend) else getattr(packet, backend)
+
+
+class use_backend:  # noqa: N801 - reads as a verb, both as a call and as a context manager
+    """Force one backend for every op, or return to "auto".
+
+    `use_backend("reference")` holds from now on; `with use_backend("reference"): ...` for the block only. The backend
+    is chosen when an op runs, so a backward pass outside the block follows the choice that holds there.
+
+    Raises ValueError for an unknown name. Whether the backend can serve is checked when an op runs.
+    """
+
+    def __init__(self, name: str):
+        self._previous = _force(name)
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        _force(self._previous)
+
+
+def _force(name: str) -> str:
+    global _forced
+    if name != "auto" and name not in PREFERENCE:
+        raise ValueError(f"unknown backend {name!r}; expected 'auto' or one of {', '.join(PREFERENCE)}")
+    previous, _forced = _forced, name
+    return previous
+
+
+_force(os.environ.get("ABCKD_BACKEND", "auto"))
+_library = torch.library.Library("abckd", "FRAGMENT")
+
+
+def define(op: str, signature: str, *, folder: str, function: str, fake: Callable, native: tuple[str, ...]):
+    """Register an op in the dispatcher.
+
+    op: its name. signature: arguments and results in the dispatcher's schema language, equal to the schema that the
+    extension declares. folder: the package that holds reference.py and triton.py, each with the Python implementation
+    `function`; they are imported when first used. fake: shapes and dtypes of the results. native: the backends for which
+    this version has C++ kernels.
+
+    Raises ImportError if an extension of another version is installed.
+    """
+    _OPS[op] = (*native, "triton", "reference")
+    if not hasattr(torch.ops.abckd, op):
+        _library.define(f"{op}{signature}")
+    declared, expected = (
+        str(schema)
+        for schema in (getattr(torch.ops.abckd, op).default._schema, torch._C.parse_schema(f"abckd::{op}{signature}"))
+    )
+    if declared != expected:
+        raise ImportError(f"abckd_kernels._C was built from another version: it has {declared}, expected {expected}")
+    _library.impl(op, lambda *args: kernel(op, _first_tensor(args).device)(*args), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"abckd::{op}", fake, lib=_library)
+    for backend in ("triton", "reference"):
+        overload = f"{op}.{backend}"
+        _library.define(f"{overload}{signature}")
+        _library.impl(overload, _on_first_use(f"{folder}.{backend}", function), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"abckd::{overload}", fake, lib=_library)
+
+
+def differentiate(op: str, backward: Callable, setup_context: Callable) -> None:
+    """Register the derivative of every overload of `op` (see torch.library.register_autograd)."""
+    for overload in ("", ".triton", ".reference"):
+        torch.library.register_autograd(f"abckd::{op}{overload}", backward, setup_context=setup_context, lib=_library)
+
+
+def _on_first_use(module: str, function: str) -> Callable:
+    return lambda *args: getattr(importlib.import_module(module), function)(*args)
+
+
+def _first_tensor(args) -> torch.Tensor:
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            return arg
+        if isinstance(arg, list | tuple) and any(isinstance(item, torch.Tensor) for item in arg):
+            return _first_tensor(arg)
+    raise ValueError("an op of abckd needs at least one tensor")

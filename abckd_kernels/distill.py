@@ -1,0 +1,187 @@
+"""Distiller: brings a loss over feature maps into any training loop, by hooks on named layers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .ops import tap
+from .ops.shapes import check_feature
+
+
+class DistillerOutput(NamedTuple):
+    """student, teacher: what the networks returned. loss: scalar. attention: (B, n, m), or None if the loss has none."""
+
+    student: Any
+    teacher: Any
+    loss: Tensor
+    attention: Tensor | None
+
+
+class Distiller(nn.Module):
+    """A student and its frozen teacher, with a knowledge-distillation loss between their named layers.
+
+    student, teacher: any modules that take the same inputs. student_layers, teacher_layers: dotted module names as in
+    `named_modules()`; "name:1" or "name:key" chooses one element of a layer that returns a tuple, list or dict. The chosen
+    tensors must be features (B, C, *spatial). loss: an `ABCLoss`, or any callable loss(student_features, teacher_features).
+
+    `distiller(*inputs)` runs the teacher (eval mode, no gradients), then the student, and returns DistillerOutput. A loss with
+    `tap_options` and `from_taps` (`ABCLoss`) needs no feature: forward hooks reduce each one to its attention map where it arises, so
+    that the teacher's can be freed at once, and the student's gradient is added in the backward pass that already reads the
+    feature. Any other loss gets the features.
+
+    The teacher is set to requires_grad=False and stays in eval mode. Train `[p for p in distiller.parameters() if p.requires_grad]`: the
+    student's and the loss's. For DistributedDataParallel wrap the distiller. It adds nothing to the student but hooks, which do
+    nothing outside `distiller(...)`; `remove_hooks()` (or leaving a `with` block) takes them off.
+
+    Raises ValueError for a layer name that does not exist, with near matches, and when a forward pass runs a named layer not
+    once, or finds no feature in what it returns.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        student_layers: Sequence[str],
+        teacher_layers: Sequence[str],
+        loss: Callable[..., Tensor],
+    ):
+        super().__init__()
+        self.student, self.teacher, self.loss = student, teacher.requires_grad_(False).eval(), loss
+        self._tap_options = getattr(loss, "tap_options", None)
+        self._padding: dict[str, Any] = {}
+        self._collectors = (
+            _Collector(student, student_layers, "student_layers", self._take),
+            _Collector(teacher, teacher_layers, "teacher_layers", self._take),
+        )
+
+    def forward(
+        self, *inputs, lengths: Tensor | None = None, padded_length: int | None = None, **keywords
+    ) -> DistillerOutput:
+        """Run both networks on the same inputs.
+
+        lengths: (B,) integers, the valid part of each padded item, out of padded_length (for a waveform both in samples); needed
+        together. Other arguments go to both networks.
+        """
+        if (lengths is None) != (padded_length is None):
+            raise ValueError("lengths and padded_length: give both or neither")
+        self._padding = {} if lengths is None else {"lengths": lengths, "padded_length": padded_length}
+        of_student, of_teacher = self._collectors
+        with torch.no_grad():
+            teacher_output, teacher_layers = of_teacher.run(*inputs, **keywords)
+        student_output, student_layers = of_student.run(*inputs, **keywords)
+        if self._tap_options is None:
+            loss, attention = self.loss(student_layers, teacher_layers, **_drop(self._padding, "padded_length")), None
+        else:
+            maps_and_means = ([list(part) for part in zip(*layers, strict=True)] for layers in (student_layers, teacher_layers))
+            loss, attention = self.loss.from_taps(*maps_and_means, **self._padding, return_attention=True)
+        return DistillerOutput(student_output, teacher_output, loss, attention)
+
+    def train(self, mode: bool = True) -> Distiller:
+        """As nn.Module.train; the teacher stays in eval mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def remove_hooks(self) -> None:
+        """Take the hooks off both networks. The distiller can't be called afterwards."""
+        for collector in self._collectors:
+            collector.remove()
+
+    def __enter__(self) -> Distiller:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.remove_hooks()
+
+    def _take(self, feature: Tensor) -> tuple[Tensor, Any]:
+        """The tensor to pass on in the network, and what the loss gets of it."""
+        if self._tap_options is None:
+            return feature, feature
+        tapped = tap(feature, **self._tap_options, **self._padding)
+        return tapped.feature, (tapped.map, tapped.mean)
+
+
+class _Collector:
+    """Forward hooks on the named layers of one network; `run` returns what `take` took from each, in the order of the names."""
+
+    def __init__(self, network: nn.Module, layers: Sequence[str], argument: str, take: Callable):
+        if isinstance(layers, str) or not layers:
+            raise ValueError(f"{argument}: expected a non-empty list of layer names, got {layers!r}")
+        self._network, self._layers, self._argument, self._take = network, list(layers), argument, take
+        self._taken: dict[int, Any] | None = None  # a dict while `run` runs
+        modules = dict(network.named_modules())
+        self._handles = [
+            self._find(modules, index).register_forward_hook(self._make_hook(index)) for index in range(len(layers))
+        ]
+
+    def run(self, *inputs, **keywords) -> tuple[Any, list[Any]]:
+        if not self._handles:
+            raise RuntimeError("this Distiller's hooks were removed; make a new one")
+        self._taken = {}
+        try:
+            output = self._network(*inputs, **keywords)
+            missing = [index for index in range(len(self._layers)) if index not in self._taken]
+            if missing:
+                raise ValueError(f"{self._at(missing[0])} did not run in the forward pass")
+            return output, [self._taken[index] for index in range(len(self._layers))]
+        finally:
+            self._taken = None
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _find(self, modules: dict[str, nn.Module], index: int) -> nn.Module:
+        name = self._layers[index].partition(":")[0]
+        if name and name in modules:
+            return modules[name]
+        near = difflib.get_close_matches(name, filter(None, modules), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"it has {', '.join(list(modules)[1:6])}, ..."
+        raise ValueError(f"{self._at(index)} is no layer of {type(self._network).__name__}; {hint}")
+
+    def _make_hook(self, index: int) -> Callable:
+        element = self._layers[index].partition(":")[2]
+
+        def hook(module: nn.Module, inputs: tuple, output: Any) -> Any:
+            if self._taken is None:
+                return None
+            if index in self._taken:
+                raise ValueError(f"{self._at(index)} ran more than once in a forward pass; name a layer that runs once")
+            feature = self._element(output, element, index)
+            check_feature(feature, self._at(index))
+            passed_on, self._taken[index] = self._take(feature)
+            return passed_on if not element else _replaced(output, element, passed_on)
+
+        return hook
+
+    def _element(self, output: Any, element: str, index: int) -> Any:
+        if not element:
+            if isinstance(output, Tensor):
+                return output
+            raise ValueError(f"{self._at(index)} returns a {type(output).__name__}; choose an element, as in "
+                             f"'{self._layers[index]}:0'")
+        try:
+            return output[element] if isinstance(output, dict) else output[int(element)]
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise ValueError(f"{self._at(index)}: a {type(output).__name__} has no element {element!r}") from error
+
+    def _at(self, index: int) -> str:
+        return f"{self._argument}[{index}] '{self._layers[index]}'"
+
+
+def _replaced(output: Any, element: str, value: Tensor) -> Any:
+    if isinstance(output, dict):
+        return type(output)({**output, element: value})
+    items = list(output)
+    items[int(element)] = value
+    return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+
+
+def _drop(items: dict, key: str) -> dict:
+    return {name: item for name, item in items.items() if name != key}

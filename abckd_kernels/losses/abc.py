@@ -1,0 +1,246 @@
+"""ABC-KD: attention-based-compression knowledge distillation.
+
+Each student layer i learns the compression c_i of all teacher layers: the mean of their normalised attention maps a_j, weighted by an
+attention alpha_i over the teacher layers,
+
+    L = sum_i w_i mean_b d_i,   d_i = ||a_i - c_i||^2,   c_i = sum_j alpha_ij a_j,   alpha_i = softmax_j s_ij
+
+(`ops.tap` defines the maps, `ops.compress` all that follows). Gradients reach the student and the learned parameters, never the teacher.
+
+Source: our reading of the abstract of ABC-KD, arXiv 2305.16665; the abstract is all that we have of the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import compress, shapes, tap_all
+from ..ops.compress import check_mask
+
+SCORES = ("learned", "similarity", "uniform")
+
+
+def abc_loss(
+    student_features: Sequence[Tensor],
+    teacher_features: Sequence[Tensor],
+    *,
+    scores: Tensor | str | None = None,
+    temperature: float = 0.1,
+    power: int = 2,
+    grid: Sequence[int] | None = None,
+    normalize: str = "sample",
+    lengths: Tensor | None = None,
+    weights: Sequence[float] | Tensor | None = None,
+    mask: Tensor | Sequence[Sequence[bool]] | None = None,
+    reduction: str = "mean",
+    return_attention: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention-based-compression distillation loss (the definition is at the top of this module).
+
+    student_features: n features (B, C, *spatial) with spatial = (T,), (T, F) or (H, W); teacher_features: m such features. The batch
+    size agrees everywhere, channels and spatial sizes need not. float32, float64, bfloat16 or float16.
+
+    scores: None, the similarity <a_i, a_j> / temperature; "uniform", every allowed teacher layer alike; or a tensor (B, n, m).
+    temperature: of the similarity, without meaning for other scores. power: r of the attention map mean_c |x|^r, 1 or 2.
+    grid: common resolution of the maps, (T,) or (T, F); default: the elementwise minimum of all layers' spatial sizes.
+    normalize: "sample", each map has norm 1; "frame", each of its frames has (needs a second spatial axis).
+    lengths: (B,) integers, valid frames counted at the layer with most frames; later frames count nowhere.
+    weights: n numbers w_i; default 1/n. mask: (n, m) bool, true where student layer i may use teacher layer j.
+    reduction: "mean" over the batch, "sum" over it, or "none" for (B,). return_attention: return (loss, alpha (B, n, m)) too.
+
+    Returns a float32 loss (float64 if a feature is), within [0, 2] times the sum of the weights per sample. An empty batch
+    gives zero; a silent (all-zero) student sample a finite loss and zero gradient. Raises TypeError or ValueError that names the
+    argument and the layer.
+    """
+    _check_pair(student_features, teacher_features)
+    n = len(student_features)
+    teacher_features = [x.detach() for x in teacher_features]
+    features = [*student_features, *teacher_features]
+    frames = max(x.shape[2] for x in features)
+    _, maps, _ = tap_all(features, power=power, means=False, lengths=lengths, padded_length=frames)
+    return _compressed(
+        maps[:n],
+        maps[n:],
+        scores=scores,
+        temperature=temperature,
+        grid=grid,
+        normalize=normalize,
+        lengths=lengths,
+        padded_length=frames,
+        weights=weights,
+        mask=mask,
+        reduction=reduction,
+        return_attention=return_attention,
+    )
+
+
+class ABCLoss(nn.Module):
+    """`abc_loss` with learned scores s_ij = (W_i^Q mu(S_i)) . (W_j^K mu(T_j) + e_j) / sqrt(dim), mu = channel mean.
+
+    student_channels, teacher_channels: C of the n student and m teacher layers. dim: size of queries and keys. scores: "learned",
+    or "similarity" or "uniform" for the parameter-free forms (then nothing is learned). The other arguments are
+    abc_loss's. The state dict depends on channels and dim only, not on batch or map size.
+
+    Attributes: queries, keys (nn.ModuleList of nn.Linear without bias), layer_embedding (m, dim); tap_options, which tell
+    `Distiller` what to take from each feature.
+    """
+
+    def __init__(
+        self,
+        student_channels: Sequence[int],
+        teacher_channels: Sequence[int],
+        dim: int = 64,
+        *,
+        scores: str = "learned",
+        temperature: float = 0.1,
+        power: int = 2,
+        grid: Sequence[int] | None = None,
+        normalize: str = "sample",
+        weights: Sequence[float] | None = None,
+        mask: Tensor | Sequence[Sequence[bool]] | None = None,
+    ):
+        super().__init__()
+        for name, channels in (("student_channels", student_channels), ("teacher_channels", teacher_channels)):
+            if not channels or any(count < 1 for count in channels):
+                raise ValueError(f"{name}: expected a non-empty list of positive numbers, got {channels!r}")
+        if scores not in SCORES:
+            raise ValueError(f"scores: expected one of {', '.join(SCORES)}, got {scores!r}")
+        self.student_channels, self.teacher_channels = list(student_channels), list(teacher_channels)
+        self.scores = scores
+        self.options = {"temperature": temperature, "grid": grid, "normalize": normalize}
+        self.tap_options = {"power": power, "means": scores == "learned"}
+        pairs = (len(student_channels), len(teacher_channels))
+        self.register_buffer("weights", _check_weights(weights, pairs[0]), persistent=False)
+        self.register_buffer("mask", check_mask(mask, pairs), persistent=False)
+        if scores == "learned":
+            self.queries = nn.ModuleList(nn.Linear(count, dim, bias=False) for count in student_channels)
+            self.keys = nn.ModuleList(nn.Linear(count, dim, bias=False) for count in teacher_channels)
+            self.layer_embedding = nn.Parameter(torch.randn(pairs[1], dim) / dim**0.5)
+
+    def forward(
+        self,
+        student_features: Sequence[Tensor],
+        teacher_features: Sequence[Tensor],
+        *,
+        lengths: Tensor | None = None,
+        reduction: str = "mean",
+        return_attention: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The loss of features in the order of the channels given at construction; arguments as in `abc_loss`."""
+        _check_pair(student_features, teacher_features)
+        n = len(student_features)
+        features = [*student_features, *(x.detach() for x in teacher_features)]
+        frames = max(x.shape[2] for x in features)
+        _, maps, means = tap_all(features, **self.tap_options, lengths=lengths, padded_length=frames)
+        student, teacher = (maps[:n], means[:n]), (maps[n:], means[n:])
+        return self.from_taps(
+            student, teacher, lengths=lengths, padded_length=frames, reduction=reduction, return_attention=return_attention
+        )
+
+    def from_taps(
+        self,
+        student: tuple[list[Tensor], list[Tensor]],
+        teacher: tuple[list[Tensor], list[Tensor]],
+        *,
+        lengths: Tensor | None = None,
+        padded_length: int | None = None,
+        reduction: str = "mean",
+        return_attention: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The loss of (maps, channel means) that `tap` took with `tap_options` from the student's and the teacher's layers."""
+        (student_maps, student_means), (teacher_maps, teacher_means) = student, teacher
+        self._check_counts(len(student_maps), len(teacher_maps))
+        learned = self.scores == "learned"
+        scores = self._scores(student_means, teacher_means) if learned else None if self.scores == "similarity" else "uniform"
+        return _compressed(
+            student_maps,
+            teacher_maps,
+            scores=scores,
+            **self.options,
+            lengths=lengths,
+            padded_length=padded_length,
+            weights=self.weights,
+            mask=self.mask,
+            reduction=reduction,
+            return_attention=return_attention,
+        )
+
+    def _scores(self, student_means: list[Tensor], teacher_means: list[Tensor]) -> Tensor:
+        self._check_channels("student", student_means, self.student_channels)
+        self._check_channels("teacher", teacher_means, self.teacher_channels)
+        # Autocast would round the scores to half precision; they are too few to gain from it.
+        with torch.autocast(self.layer_embedding.device.type, enabled=False):
+            dtype = self.layer_embedding.dtype
+            queries = torch.stack([f(mean.to(dtype)) for f, mean in zip(self.queries, student_means, strict=True)], 1)
+            keys = torch.stack([f(mean.to(dtype)) for f, mean in zip(self.keys, teacher_means, strict=True)], 1)
+            return queries @ (keys + self.layer_embedding).transpose(1, 2) / self.layer_embedding.shape[1] ** 0.5
+
+    def _check_counts(self, n: int, m: int) -> None:
+        for name, got, channels in (("student", n, self.student_channels), ("teacher", m, self.teacher_channels)):
+            if got != len(channels):
+                raise ValueError(f"{name}_features: expected {len(channels)} layers as in {name}_channels, got {got}")
+
+    @staticmethod
+    def _check_channels(name: str, means: list[Tensor], channels: list[int]) -> None:
+        for index, (mean, expected) in enumerate(zip(means, channels, strict=True)):
+            if mean.shape[1] != expected:
+                raise ValueError(f"{name}_features[{index}]: expected {expected} channels, got {mean.shape[1]}")
+
+
+def _compressed(
+    student_maps, teacher_maps, *, scores, temperature, grid, normalize, lengths, padded_length, weights, mask, reduction,
+    return_attention,
+):  # fmt: skip
+    if normalize not in ("sample", "frame"):
+        raise ValueError(f"normalize: expected 'sample' or 'frame', got {normalize!r}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+    batch, n, m = student_maps[0].shape[0], len(student_maps), len(teacher_maps)
+    if isinstance(scores, str):
+        if scores != "uniform":
+            raise ValueError(f"scores: expected None, 'uniform' or a tensor ({batch}, {n}, {m}), got {scores!r}")
+        scores = student_maps[0].new_zeros((batch, n, m))
+    distances, attention = compress(
+        student_maps,
+        teacher_maps,
+        scores=scores,
+        mask=mask,
+        grid=grid,
+        per_frame=normalize == "frame",
+        temperature=temperature,
+        lengths=lengths,
+        padded_length=padded_length,
+    )
+    weights = _check_weights(weights, n)
+    per_sample = distances.mean(1) if weights is None else distances @ weights.to(distances)
+    loss = per_sample if reduction == "none" else per_sample.sum()
+    if reduction == "mean":
+        loss = loss / max(batch, 1)
+    return (loss, attention) if return_attention else loss
+
+
+def _check_weights(weights, n: int) -> Tensor | None:
+    if weights is None:
+        return None
+    weights = torch.as_tensor(weights)
+    if weights.shape != (n,):
+        raise ValueError(f"weights: expected {n} numbers, one per student layer, got shape {tuple(weights.shape)}")
+    return weights
+
+
+def _check_pair(student_features, teacher_features) -> None:
+    shapes.check_features(student_features, "student_features")
+    shapes.check_features(teacher_features, "teacher_features")
+    first = student_features[0]
+    for name, features in (("student_features", student_features), ("teacher_features", teacher_features)):
+        for index, x in enumerate(features):
+            for what, expected, got in (
+                ("number of axes", first.dim(), x.dim()),
+                ("batch size", first.shape[0], x.shape[0]),
+                ("device", first.device, x.device),
+            ):
+                if got != expected:
+                    raise ValueError(f"{name}[{index}]: expected {what} {expected} as in student_features[0], got {got}")

@@ -1,0 +1,6 @@
+"""The fused ops. One folder each: the op in __init__.py, its definition in reference.py, its GPU kernels in triton.py."""
+
+from .compress import compress
+from .tap import Tapped, tap, tap_all
+
+__all__ = ["Tapped", "compress", "tap", "tap_all"]

@@ -1,0 +1,185 @@
+"""compress: the small end of attention-based compression, from attention maps to a distance per student layer.
+
+For n student maps and m teacher maps of any resolution, pooled to `grid` by the windows W_u of adaptive average pooling
+(floor(u N / g) .. ceil((u + 1) N / g) along each axis; they overlap where g does not divide N, and repeat where g > N):
+
+    A_l[u]   = mean of map l over the valid positions in W_u
+    a_l      = A_l / max(||A_l||, 1e-12)        over the whole map, or over each frame (row) by itself
+    s_ij     = <a_i, a_j> / temperature         unless scores are given; per frame: the mean over valid frames
+    alpha_i  = softmax_j s_ij                   over the teacher layers that the mask allows
+    c_i      = sum_j alpha_ij a_j
+    d_i      = ||a_i - c_i||^2                  per frame: the mean over valid frames; in [0, 2]
+
+Everything is float32, or float64 if any map is. Distances are summed from differences, never from a Gram matrix: where a student
+has learned its teacher, the difference of two large dot products has no digits left.
+
+Forward also computes the derivative of each d_i (d_i depends on map i only), so that backward needs no map again: what is
+saved is one grid per student layer. Bytes: the maps are 1/C of the features; both passes together move less than 4/C of a
+feature's bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ... import backends
+from .. import shapes
+
+FORWARD = (
+    "(Tensor[] student_maps, Tensor[] teacher_maps, Tensor? scores, Tensor? mask, SymInt[] grid, bool per_frame,"
+    " float temperature, Tensor? lengths, SymInt padded_length, bool gradients) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+BACKWARD = (
+    "(Tensor distance_grads, Tensor map_grads, SymInt[] sizes, Tensor? lengths, SymInt padded_length) -> Tensor[]"
+)
+
+
+def compress(
+    student_maps: Sequence[Tensor],
+    teacher_maps: Sequence[Tensor],
+    *,
+    scores: Tensor | None = None,
+    mask: Tensor | None = None,
+    grid: Sequence[int] | None = None,
+    per_frame: bool = False,
+    temperature: float = 0.1,
+    lengths: Tensor | None = None,
+    padded_length: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Distances and attention of attention-based compression (the definition is at the top of this module).
+
+    student_maps, teacher_maps: n and m maps (B, T) or (B, T, F) as `tap` returns them, of any sizes. scores: (B, n, m), taken
+    instead of similarities (temperature is then not used). mask: (n, m) bool, true where student layer i may use teacher layer j.
+    grid: common resolution, (T,) or (T, F); default: the elementwise minimum of all maps. per_frame: normalise each frame by
+    itself. lengths, padded_length: see ops.shapes; padded_length defaults to the largest T among the maps.
+
+    Returns distances (B, n) and attention (B, n, m). Gradients reach the student maps and `scores`; never the teacher maps. The
+    attention is differentiable with respect to `scores` and constant without them.
+
+    Raises TypeError or ValueError that names the argument. Source: our reading of ABC-KD, arXiv 2305.16665.
+    """
+    maps = [*student_maps, *teacher_maps]
+    _check_maps(student_maps, teacher_maps)
+    frames_only = maps[0].dim() == 2
+    grid = common_grid(maps, grid)
+    if per_frame and grid[1] == 1:
+        raise ValueError(f"per_frame: a map of one value per frame is constant when normalised, got grid {tuple(grid)}")
+    if not temperature > 0:
+        raise ValueError(f"temperature: expected a positive number, got {temperature}")
+    batch, device = maps[0].shape[0], maps[0].device
+    padded_length = max(x.shape[1] for x in maps) if padded_length is None else padded_length
+    lengths = shapes.check_lengths(lengths, batch, device)
+    dtype = torch.float64 if any(x.dtype == torch.float64 for x in maps) else torch.float32
+    student_maps, teacher_maps = (
+        [(x.unsqueeze(-1) if frames_only else x).to(dtype) for x in group] for group in (student_maps, teacher_maps)
+    )
+    pairs = (len(student_maps), len(teacher_maps))
+    if scores is not None:
+        if scores.shape != (batch, *pairs):
+            raise ValueError(f"scores: expected shape {(batch, *pairs)} (batch, student layers, teacher layers), "
+                             f"got {tuple(scores.shape)}")
+        scores = scores.to(dtype)
+    mask = check_mask(mask, pairs, device)
+    teacher_maps = [x.detach() for x in teacher_maps]
+    gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*student_maps, scores))
+    extension = backends.extension()
+    direct = extension is not None and not torch.compiler.is_compiling()
+    if direct and backends.is_native(backends.choose("compress_forward", device.type)):
+        kernel = extension.compress
+    else:
+        kernel = backends.kernel("compress_forward", device)
+    distances, attention, *_ = kernel(
+        student_maps, teacher_maps, scores, mask, grid, per_frame, temperature, lengths, padded_length, gradients
+    )
+    return distances, attention if scores is not None else attention.detach()
+
+
+def check_mask(mask, pairs: tuple[int, int], device: torch.device | None = None) -> Tensor | None:
+    """`mask` as a bool tensor on `device`. Raises ValueError if its shape is not `pairs` or a row allows nothing."""
+    if mask is None:
+        return None
+    mask = torch.as_tensor(mask)
+    if mask.shape != pairs:
+        raise ValueError(f"mask: expected shape {pairs} (student layers, teacher layers), got {tuple(mask.shape)}")
+    mask = mask.bool()
+    # Reading a mask that lies on a GPU would wait for the GPU: such a mask is taken as it is.
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        for index, row in enumerate(mask.tolist()):
+            if not any(row):
+                raise ValueError(f"mask[{index}]: student layer {index} may use no teacher layer; allow at least one")
+    return mask.to(device)
+
+
+def _check_maps(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> None:
+    for name, maps in (("student_maps", student_maps), ("teacher_maps", teacher_maps)):
+        if isinstance(maps, Tensor) or not maps:
+            raise TypeError(f"{name}: expected a non-empty list of maps (B, T) or (B, T, F)")
+        for index, x in enumerate(maps):
+            first = student_maps[0]
+            if x.dim() not in (2, 3) or x.dim() != first.dim() or x.shape[0] != first.shape[0] or 0 in x.shape[1:]:
+                expected = f"({first.shape[0]}, {'T' if first.dim() == 2 else 'T, F'})"
+                raise ValueError(f"{name}[{index}]: expected shape {expected}, got {tuple(x.shape)}")
+            if x.device != first.device:
+                raise ValueError(f"{name}[{index}]: expected device {first.device}, got {x.device}")
+
+
+def common_grid(maps: Sequence[Tensor], grid: Sequence[int] | None) -> list[int]:
+    """`grid` as [T, F] (F = 1 for maps (B, T)); by default the elementwise minimum of the maps' spatial sizes."""
+    axes = maps[0].dim() - 1
+    if grid is None:
+        grid = [min(x.shape[1 + axis] for x in maps) for axis in range(axes)]
+    elif len(grid) != axes or any(cells < 1 for cells in grid):
+        raise ValueError(f"grid: expected {axes} positive size{'s' * (axes > 1)}, got {tuple(grid)}")
+    return [*grid, 1][:2]
+
+
+def _forward_fake(
+    student_maps, teacher_maps, scores, mask, grid, per_frame, temperature, lengths, padded_length, gradients
+):
+    like, pairs = student_maps[0], (len(student_maps), len(teacher_maps))
+    batch = like.shape[0]
+    attention = like.new_empty((batch, *pairs))
+    if not gradients:
+        return like.new_empty((batch, pairs[0])), attention, like.new_empty(0), like.new_empty(0)
+    return like.new_empty((batch, pairs[0])), attention, torch.empty_like(attention), like.new_empty((batch, pairs[0], *grid))
+
+
+def _backward_fake(distance_grads, map_grads, sizes, lengths, padded_length):
+    return [map_grads.new_empty((map_grads.shape[0], *size)) for size in zip(sizes[::2], sizes[1::2], strict=True)]
+
+
+def _setup_context(ctx, inputs, output):
+    student_maps, teacher_maps, _, _, _, _, _, lengths, padded_length, _ = inputs
+    _, attention, attention_grads, map_grads = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(attention, attention_grads, map_grads, lengths)
+    ctx.sizes = [size for x in student_maps for size in x.shape[1:]]
+    ctx.padded_length = padded_length
+    ctx.counts = len(student_maps), len(teacher_maps)
+
+
+def _backward(ctx, distance_grads, attention_out_grads, *_):
+    attention, attention_grads, map_grads, lengths = ctx.saved_tensors
+    needs_maps, needs_scores = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+    (student_grads, teacher_grads), score_grads = ([None] * count for count in ctx.counts), None
+    if any(needs_maps) and distance_grads is not None:
+        kernel = backends.kernel("compress_backward", map_grads.device)
+        student_grads = kernel(distance_grads, map_grads, ctx.sizes, lengths, ctx.padded_length)
+    if needs_scores:
+        total = torch.zeros_like(attention) if attention_out_grads is None else attention_out_grads
+        if distance_grads is not None:
+            total = total + distance_grads.unsqueeze(-1) * attention_grads
+        score_grads = attention * (total - (attention * total).sum(-1, keepdim=True))
+    return student_grads, teacher_grads, score_grads, *[None] * 7
+
+
+backends.define(
+    "compress_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu",)
+)
+backends.define(
+    "compress_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu",)
+)
+backends.differentiate("compress_forward", _backward, _setup_context)

@@ -1,0 +1,95 @@
+"""compress in plain PyTorch: the definition."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..shapes import frame_mask, valid_frames
+
+EPS = 1e-12  # as torch.nn.functional.normalize; a silent map stays zero
+
+
+def forward(
+    student_maps: list[Tensor],
+    teacher_maps: list[Tensor],
+    scores: Tensor | None,
+    mask: Tensor | None,
+    grid: list[int],
+    per_frame: bool,
+    temperature: float,
+    lengths: Tensor | None,
+    padded_length: int,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = frame_mask(lengths, grid[0], padded_length)
+    groups, inverse_groups = _groups(student_maps[0], grid, per_frame, rows)
+    student, teacher = (
+        torch.stack([_pool(x, grid, lengths, padded_length) for x in maps], 1) for maps in (student_maps, teacher_maps)
+    )
+    if rows is not None:
+        student, teacher = (x.masked_fill(~rows[:, None, :, None], 0) for x in (student, teacher))
+    student, teacher = (x.reshape(*x.shape[:2], groups, -1) for x in (student, teacher))
+    student_norm = student.square().sum(-1, keepdim=True).sqrt()
+    a = student / student_norm.clamp(min=EPS)
+    t = teacher / teacher.square().sum(-1, keepdim=True).sqrt().clamp(min=EPS)
+
+    similar = scores is None
+    if similar:
+        scores = torch.einsum("bngu,bmgu->bnm", a, t) * inverse_groups[:, None, None] / temperature
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    attention = scores.softmax(-1)
+    error = a - torch.einsum("bnm,bmgu->bngu", attention, t)
+    distances = error.square().sum((2, 3)) * inverse_groups[:, None]
+    if not gradients:
+        return distances, attention, attention.new_empty(0), attention.new_empty(0)
+
+    attention_grads = -2 * torch.einsum("bngu,bmgu->bnm", error, t) * inverse_groups[:, None, None]
+    a_grads = 2 * error * inverse_groups[:, None, None, None]
+    if similar:
+        score_grads = attention * (attention_grads - (attention * attention_grads).sum(-1, keepdim=True))
+        score_grads = score_grads * inverse_groups[:, None, None] / temperature
+        a_grads = a_grads + torch.einsum("bnm,bmgu->bngu", score_grads, t)
+    radial = torch.where(student_norm > EPS, (a * a_grads).sum(-1, keepdim=True), 0)
+    map_grads = (a_grads - a * radial) / student_norm.clamp(min=EPS)
+    return distances, attention, attention_grads, map_grads.reshape(*map_grads.shape[:2], *grid)
+
+
+def backward(
+    distance_grads: Tensor, map_grads: Tensor, sizes: list[int], lengths: Tensor | None, padded_length: int
+) -> list[Tensor]:
+    grid = map_grads.shape[2:]
+    grads = []
+    for index, size in enumerate(zip(sizes[::2], sizes[1::2], strict=True)):
+        grad = map_grads[:, index] * distance_grads[:, index, None, None]
+        over_frames = _windows(grid[0], size[0], lengths, padded_length, grad)
+        over_bands = _windows(grid[1], size[1], None, 0, grad)
+        grads.append(over_frames.transpose(-1, -2) @ grad @ over_bands)
+    return grads
+
+
+def _groups(like: Tensor, grid: list[int], per_frame: bool, rows: Tensor | None) -> tuple[int, Tensor]:
+    """How many parts of a map are normalised each by itself, and 1 / (those that are valid), of shape (B,)."""
+    one = like.new_ones(like.shape[0])
+    if not per_frame:
+        return 1, one
+    return grid[0], one / grid[0] if rows is None else one / rows.sum(1).clamp(min=1)
+
+
+def _pool(x: Tensor, grid: list[int], lengths: Tensor | None, padded_length: int) -> Tensor:
+    over_frames = _windows(grid[0], x.shape[1], lengths, padded_length, x)
+    over_bands = _windows(grid[1], x.shape[2], None, 0, x)
+    if lengths is not None:
+        x = x.masked_fill(~frame_mask(lengths, x.shape[1], padded_length)[:, :, None], 0)
+    return over_frames @ x @ over_bands.transpose(-1, -2)
+
+
+def _windows(cells: int, size: int, lengths: Tensor | None, padded_length: int, like: Tensor) -> Tensor:
+    """Pooling along one axis as a matrix, (cells, size) or (B, cells, size): 1/|W_u| where a valid p lies in W_u."""
+    cell = torch.arange(cells, device=like.device)[:, None]
+    position = torch.arange(size, device=like.device)
+    inside = (position >= cell * size // cells) & (position < ((cell + 1) * size + cells - 1) // cells)
+    if lengths is not None:
+        inside = inside & (position < valid_frames(lengths, size, padded_length)[:, None, None])
+    return inside / inside.sum(-1, keepdim=True).clamp(min=1).to(like.dtype)

@@ -1,0 +1,94 @@
+"""Shapes, dtypes and padding: what every op agrees on.
+
+A feature is (B, C, *spatial) with spatial = (T,), (T, F) or (H, W); the first spatial axis is called frames.
+
+Padding: `lengths` (B,) counts valid frames on the scale of `padded_length`, the frames that the padded batch has on that
+scale. A map with T frames then has ceil(lengths * T / padded_length) valid ones, in integers, so that layers of
+different resolution agree on where an utterance ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FEATURE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 stays float64; everything narrower accumulates in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_feature(x: Tensor, name: str) -> None:
+    """Raise TypeError or ValueError, naming the argument, unless `x` is a feature that the ops can read."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor (B, C, *spatial), got {type(x).__name__}")
+    if x.dtype not in FEATURE_DTYPES:
+        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {x.dtype}")
+    if x.dim() not in (3, 4):
+        raise ValueError(f"{name}: expected (B, C, T) or (B, C, T, F), got shape {tuple(x.shape)}")
+    if 0 in x.shape[1:]:
+        raise ValueError(f"{name}: channels and spatial sizes must not be zero, got shape {tuple(x.shape)}")
+
+
+def check_features(features: Sequence[Tensor], name: str) -> None:
+    """As check_feature for each item; the items must share the batch size and the device."""
+    if isinstance(features, Tensor) or not isinstance(features, Sequence) or not features:
+        raise TypeError(f"{name}: expected a non-empty list of tensors (B, C, *spatial), got {_describe(features)}")
+    for index, x in enumerate(features):
+        check_feature(x, f"{name}[{index}]")
+        first = features[0]
+        if x.shape[0] != first.shape[0]:
+            raise ValueError(f"{name}[{index}]: expected batch size {first.shape[0]} as in {name}[0], got {x.shape[0]}")
+        if x.device != first.device:
+            raise ValueError(f"{name}[{index}]: expected device {first.device} as in {name}[0], got {x.device}")
+
+
+def check_lengths(lengths: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
+    """`lengths` as int64 on `device`. Raises TypeError or ValueError unless it is None or integers of shape (batch,)."""
+    if lengths is None:
+        return None
+    if not isinstance(lengths, Tensor):
+        lengths = torch.as_tensor(lengths)
+    if lengths.dtype.is_floating_point or lengths.dtype == torch.bool:
+        raise TypeError(f"lengths: expected integers (valid frames), got {lengths.dtype}")
+    if lengths.shape != (batch,):
+        raise ValueError(f"lengths: expected shape ({batch},), got {tuple(lengths.shape)}")
+    return lengths.to(device=device, dtype=torch.int64)
+
+
+def valid_frames(lengths: Tensor, frames: int, padded_length: int) -> Tensor:
+    """Valid frames (B,) of a map with `frames` frames: ceil(lengths * frames / padded_length), within 0..frames."""
+    return ((lengths * frames + padded_length - 1) // padded_length).clamp(0, frames)
+
+
+def frame_mask(lengths: Tensor | None, frames: int, padded_length: int) -> Tensor | None:
+    """(B, frames) bool, true where a frame is valid; None where every frame is."""
+    if lengths is None:
+        return None
+    return torch.arange(frames, device=lengths.device) < valid_frames(lengths, frames, padded_length)[:, None]
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """True if `x` lies in memory as (B, *spatial, C) and not at the same time as (B, C, *spatial)."""
+    return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+
+
+def dense(x: Tensor) -> Tensor:
+    """`x` as it lies if it is contiguous or channels_last, else one contiguous copy."""
+    return x if is_channels_last(x) else x.contiguous()
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Uninitialised memory with the shape and dtype of `x`, in the layout that `dense(x)` has."""
+    if is_channels_last(x):
+        order = (0, *range(2, x.dim()), 1)
+        return x.new_empty([x.shape[axis] for axis in order]).movedim(-1, 1)
+    return x.new_empty(x.shape)
+
+
+def _describe(value) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__} {value!r}"

@@ -1,0 +1,14 @@
+// Compiled once per instruction set, inside a namespace of its own. Needs ABCKD_ISA, ABCKD_VECTOR_BYTES, ABCKD_TABLE.
+#include "vector.inl"
+#include "tap.inl"
+#include "compress.inl"
+
+namespace abckd::cpu {
+extern const Kernels ABCKD_TABLE;
+const Kernels ABCKD_TABLE = {
+#define ABCKD_TEXT(name) #name
+#define ABCKD_NAME(name) ABCKD_TEXT(name)
+    ABCKD_NAME(ABCKD_ISA),       ABCKD_ISA::tap_forward,       ABCKD_ISA::tap_backward,
+    ABCKD_ISA::compress_forward, ABCKD_ISA::compress_backward,
+};
+}  // namespace abckd::cpu

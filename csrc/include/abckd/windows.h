@@ -1,0 +1,25 @@
+// Index arithmetic that every backend shares: padding and the windows of adaptive average pooling.
+#pragma once
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define ABCKD_HOST_DEVICE __host__ __device__
+#else
+#define ABCKD_HOST_DEVICE
+#endif
+
+namespace abckd {
+
+// Valid frames of a map with `frames` frames where `length` of `padded_length` count: a ceiling, within 0..frames.
+ABCKD_HOST_DEVICE inline int64_t valid_frames(int64_t length, int64_t frames, int64_t padded_length) {
+  const int64_t valid = (length * frames + padded_length - 1) / padded_length;
+  return length <= 0 ? 0 : (valid < frames ? valid : frames);
+}
+
+// Window of cell u when `size` positions are pooled to `cells`: [begin, end), never empty, may overlap its neighbours.
+ABCKD_HOST_DEVICE inline int64_t window_begin(int64_t u, int64_t size, int64_t cells) { return u * size / cells; }
+ABCKD_HOST_DEVICE inline int64_t window_end(int64_t u, int64_t size, int64_t cells) {
+  return ((u + 1) * size + cells - 1) / cells;
+}
+
+}  // namespace abckd

@@ -1,0 +1,276 @@
+// The dispatcher's view of the kernels: schemas, checks, and the table of pointers and sizes that the torch-free code wants.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <c10/util/SmallVector.h>
+#include <torch/library.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../cpu/kernels.h"
+
+namespace {
+
+using at::Tensor;
+using OptionalTensors = c10::List<std::optional<Tensor>>;
+using namespace abckd::cpu;
+
+// ---------------------------------------------------------------------------------------------- what all ops share
+
+Threads torch_threads() {
+  const auto run = [](int threads, void (*body)(void*), void* context) {
+    at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) body(context);
+    });
+  };
+  return {at::get_num_threads(), run};
+}
+
+at::ScalarType accumulation_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
+
+Dtype dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kFloat: return Dtype::f32;
+    case at::kDouble: return Dtype::f64;
+    case at::kBFloat16: return Dtype::bf16;
+    case at::kHalf: return Dtype::f16;
+    default: TORCH_CHECK_TYPE(false, "expected float32, float64, bfloat16 or float16, got ", x.scalar_type());
+  }
+}
+
+// Lies as [b, *spatial, c], and not at the same time as [b, c, *spatial].
+bool is_channels_last(const Tensor& x) { return !x.is_contiguous() && x.movedim(1, -1).is_contiguous(); }
+
+Tensor dense(const Tensor& x) { return is_channels_last(x) ? x : x.contiguous(); }
+
+// `x` in the memory order that `like` has.
+Tensor dense_as(const Tensor& x, const Tensor& like) {
+  return is_channels_last(like) ? x.movedim(1, -1).contiguous().movedim(-1, 1) : x.contiguous();
+}
+
+Tensor empty_as(const Tensor& x) { return at::empty_strided(x.sizes(), x.strides(), x.options()); }
+
+void check_feature(const Tensor& x) {
+  TORCH_CHECK_VALUE(x.dim() == 3 || x.dim() == 4, "features: expected (B, C, T) or (B, C, T, F), got ", x.sizes());
+  for (int64_t axis = 1; axis < x.dim(); ++axis) {
+    TORCH_CHECK_VALUE(x.size(axis) > 0, "features: channels and spatial sizes must not be zero, got ", x.sizes());
+  }
+}
+
+// Keeps the int64 copy of `lengths` alive as long as kernels read it.
+struct Lengths {
+  Tensor values;
+  Padding padding;
+
+  Lengths(const std::optional<Tensor>& lengths, int64_t padded_length, int64_t batch) : padding{nullptr, padded_length} {
+    if (!lengths.has_value()) return;
+    TORCH_CHECK_VALUE(lengths->dim() == 1 && lengths->size(0) == batch, "lengths: expected shape (", batch, "), got ",
+                      lengths->sizes());
+    TORCH_CHECK_VALUE(padded_length > 0, "padded_length: expected a positive number, got ", padded_length);
+    values = lengths->to(at::kLong).contiguous();
+    padding.lengths = values.const_data_ptr<int64_t>();
+  }
+};
+
+TapLayer layer_of(const Tensor& x) {
+  return {x.const_data_ptr(), is_channels_last(x), x.size(1), x.size(2), x.dim() == 4 ? x.size(3) : 1, nullptr, nullptr};
+}
+
+// Calls launch(arguments, layers, count) once per dtype that occurs.
+template <typename Layer, typename Launch>
+void launch_by_dtype(const std::vector<Tensor>& features, const std::vector<Layer>& layers, int64_t power,
+                     const Padding& padding, const Launch& launch) {
+  TORCH_CHECK_VALUE(power == 1 || power == 2, "power: expected 1 or 2, got ", power);
+  for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16, Dtype::f16}) {
+    std::vector<Layer> same;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      if (dtype_of(features[i]) == dtype) same.push_back(layers[i]);
+    }
+    const TapArguments arguments{dtype, static_cast<int>(power), features[0].size(0), padding};
+    if (!same.empty()) launch(arguments, same.data(), static_cast<int64_t>(same.size()));
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- tap
+
+std::tuple<std::vector<Tensor>, std::vector<Tensor>> tap_forward(at::TensorList features, int64_t power, bool means,
+                                                                 const std::optional<Tensor>& lengths,
+                                                                 int64_t padded_length) {
+  std::vector<Tensor> maps, channel_means, inputs;
+  if (features.empty()) return {maps, channel_means};
+  const Lengths valid(lengths, padded_length, features[0].size(0));
+  std::vector<TapLayer> layers;
+  for (const Tensor& feature : features) {
+    check_feature(feature);
+    TORCH_CHECK_VALUE(feature.size(0) == features[0].size(0), "features: batch sizes differ");
+    inputs.push_back(dense(feature));
+    const auto options = feature.options().dtype(accumulation_type(feature.scalar_type()));
+    at::DimVector map_shape(feature.sizes());
+    map_shape.erase(map_shape.begin() + 1);
+    maps.push_back(at::empty(map_shape, options));
+    layers.push_back(layer_of(inputs.back()));
+    layers.back().map = maps.back().mutable_data_ptr();
+    if (means) {
+      channel_means.push_back(at::empty({feature.size(0), feature.size(1)}, options));
+      layers.back().mean = channel_means.back().mutable_data_ptr();
+    }
+  }
+  launch_by_dtype(inputs, layers, power, valid.padding, [](const TapArguments& a, const TapLayer* first, int64_t count) {
+    kernels().tap_forward(a, first, count, torch_threads());
+  });
+  return {maps, channel_means};
+}
+
+std::vector<Tensor> tap_backward(const OptionalTensors& grads, at::TensorList features, const OptionalTensors& map_grads,
+                                 const OptionalTensors& mean_grads, int64_t power, const std::optional<Tensor>& lengths,
+                                 int64_t padded_length) {
+  std::vector<Tensor> results, inputs, alive;
+  if (features.empty()) return results;
+  TORCH_CHECK_VALUE(grads.size() == features.size() && map_grads.size() == features.size() &&
+                        mean_grads.size() == features.size(),
+                    "tap_backward: expected one gradient of each kind per feature, or None");
+  const Lengths valid(lengths, padded_length, features[0].size(0));
+  std::vector<TapBackwardLayer> layers;
+  for (size_t i = 0; i < features.size(); ++i) {
+    check_feature(features[i]);
+    const Tensor& x = inputs.emplace_back(dense(features[i]));
+    const auto keep = [&](const Tensor& value) -> void* {
+      return alive.emplace_back(value).data_ptr();
+    };
+    const auto accumulated = [&](const OptionalTensors& values) -> void* {
+      const std::optional<Tensor> value = values.get(i);
+      return value.has_value() ? keep(value->to(accumulation_type(x.scalar_type())).contiguous()) : nullptr;
+    };
+    TapBackwardLayer layer{layer_of(x), nullptr, nullptr};
+    layer.layer.map = accumulated(map_grads);
+    layer.layer.mean = accumulated(mean_grads);
+    const std::optional<Tensor> grad = grads.get(i);
+    if (grad.has_value()) layer.grad = keep(dense_as(grad->to(x.scalar_type()), x));
+    results.push_back(empty_as(x));
+    layer.result = results.back().mutable_data_ptr();
+    layers.push_back(layer);
+  }
+  launch_by_dtype(inputs, layers, power, valid.padding,
+                  [](const TapArguments& a, const TapBackwardLayer* first, int64_t count) {
+                    kernels().tap_backward(a, first, count, torch_threads());
+                  });
+  return results;
+}
+
+// ---------------------------------------------------------------------------------------------- compress
+
+std::vector<Tensor> check_maps(at::TensorList maps, const Tensor& like) {
+  std::vector<Tensor> result;
+  for (const Tensor& map : maps) {
+    TORCH_CHECK_VALUE(map.dim() == 3 && map.size(0) == like.size(0) && map.size(1) > 0 && map.size(2) > 0,
+                      "maps: expected shape (", like.size(0), ", T, F), got ", map.sizes());
+    TORCH_CHECK_TYPE(map.scalar_type() == like.scalar_type(), "maps: expected ", like.scalar_type(), ", got ",
+                     map.scalar_type());
+    result.push_back(map.contiguous());
+  }
+  return result;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> compress_forward(
+    at::TensorList student_maps, at::TensorList teacher_maps, const std::optional<Tensor>& scores,
+    const std::optional<Tensor>& mask, at::IntArrayRef grid, bool per_frame, double temperature,
+    const std::optional<Tensor>& lengths, int64_t padded_length, bool gradients) {
+  TORCH_CHECK_VALUE(!student_maps.empty() && !teacher_maps.empty(), "maps: expected at least one of each network");
+  TORCH_CHECK_VALUE(grid.size() == 2 && grid[0] > 0 && grid[1] > 0, "grid: expected two positive sizes, got ", grid);
+  const Tensor& like = student_maps[0];
+  TORCH_CHECK_TYPE(like.scalar_type() == at::kFloat || like.scalar_type() == at::kDouble,
+                   "maps: expected float32 or float64, got ", like.scalar_type());
+  const auto students = check_maps(student_maps, like), teachers = check_maps(teacher_maps, like);
+  const int64_t batch = like.size(0), n = student_maps.size(), m = teacher_maps.size();
+  const Lengths valid(lengths, padded_length, batch);
+  const auto options = like.options();
+  const Tensor distances = at::empty({batch, n}, options), attention = at::empty({batch, n, m}, options);
+  const Tensor attention_grads = gradients ? at::empty({batch, n, m}, options) : at::empty({0}, options);
+  const Tensor map_grads = gradients ? at::empty({batch, n, grid[0], grid[1]}, options) : at::empty({0}, options);
+
+  const auto describe = [](const std::vector<Tensor>& maps) {
+    std::vector<Map> result;
+    for (const Tensor& map : maps) result.push_back({map.const_data_ptr(), map.size(1), map.size(2)});
+    return result;
+  };
+  const auto student_table = describe(students), teacher_table = describe(teachers);
+  Tensor given_scores, given_mask;
+  if (scores.has_value()) {
+    TORCH_CHECK_VALUE(scores->sizes() == attention.sizes(), "scores: expected ", attention.sizes(), ", got ", scores->sizes());
+    given_scores = scores->to(like.scalar_type()).contiguous();
+  }
+  if (mask.has_value()) {
+    TORCH_CHECK_VALUE(mask->dim() == 2 && mask->size(0) == n && mask->size(1) == m, "mask: expected (", n, ", ", m,
+                      "), got ", mask->sizes());
+    given_mask = mask->to(at::kBool).contiguous();
+  }
+  CompressArguments a{};
+  a.is_double = like.scalar_type() == at::kDouble;
+  a.batch = batch;
+  a.students = n;
+  a.teachers = m;
+  a.student_maps = student_table.data();
+  a.teacher_maps = teacher_table.data();
+  a.scores = given_scores.defined() ? given_scores.const_data_ptr() : nullptr;
+  a.mask = given_mask.defined() ? given_mask.const_data_ptr<bool>() : nullptr;
+  a.grid_frames = grid[0];
+  a.grid_bands = grid[1];
+  a.per_frame = per_frame;
+  a.temperature = temperature;
+  a.padding = valid.padding;
+  a.distances = distances.mutable_data_ptr();
+  a.attention = attention.mutable_data_ptr();
+  a.attention_grads = gradients ? attention_grads.mutable_data_ptr() : nullptr;
+  a.map_grads = gradients ? map_grads.mutable_data_ptr() : nullptr;
+  // An empty batch has no pointers worth testing for null.
+  if (batch > 0) kernels().compress_forward(a, torch_threads());
+  return {distances, attention, attention_grads, map_grads};
+}
+
+std::vector<Tensor> compress_backward(const Tensor& distance_grads, const Tensor& map_grads, at::IntArrayRef sizes,
+                                      const std::optional<Tensor>& lengths, int64_t padded_length) {
+  const int64_t batch = map_grads.size(0), n = map_grads.size(1);
+  TORCH_CHECK_VALUE(map_grads.dim() == 4 && static_cast<int64_t>(sizes.size()) == 2 * n,
+                    "sizes: expected two per student map, got ", sizes.size());
+  const Lengths valid(lengths, padded_length, batch);
+  const Tensor distances = distance_grads.to(map_grads.scalar_type()).contiguous(), maps = map_grads.contiguous();
+  std::vector<Tensor> results;
+  std::vector<MapGrad> table;
+  for (int64_t i = 0; i < n; ++i) {
+    results.push_back(at::empty({batch, sizes[2 * i], sizes[2 * i + 1]}, map_grads.options()));
+    table.push_back({results.back().mutable_data_ptr(), sizes[2 * i], sizes[2 * i + 1]});
+  }
+  kernels().compress_backward({map_grads.scalar_type() == at::kDouble, batch, n, distances.const_data_ptr(),
+                               maps.const_data_ptr(), map_grads.size(2), map_grads.size(3), valid.padding, table.data()},
+                              torch_threads());
+  return results;
+}
+
+}  // namespace
+
+// Equal to the schemas in abckd_kernels/ops, which check that they are.
+TORCH_LIBRARY(abckd, library) {
+  library.def(
+      "tap_forward(Tensor[] features, int power, bool means, Tensor? lengths, SymInt padded_length)"
+      " -> (Tensor[], Tensor[])");
+  library.def(
+      "tap_backward(Tensor?[] grads, Tensor[] features, Tensor?[] map_grads, Tensor?[] mean_grads,"
+      " int power, Tensor? lengths, SymInt padded_length) -> Tensor[]");
+  library.def(
+      "compress_forward(Tensor[] student_maps, Tensor[] teacher_maps, Tensor? scores, Tensor? mask, SymInt[] grid,"
+      " bool per_frame, float temperature, Tensor? lengths, SymInt padded_length, bool gradients)"
+      " -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "compress_backward(Tensor distance_grads, Tensor map_grads, SymInt[] sizes, Tensor? lengths,"
+      " SymInt padded_length) -> Tensor[]");
+}
+
+TORCH_LIBRARY_IMPL(abckd, CPU, library) {
+  library.impl("tap_forward", tap_forward);
+  library.impl("tap_backward", tap_backward);
+  library.impl("compress_forward", compress_forward);
+  library.impl("compress_backward", compress_backward);
+}

@@ -1,0 +1,104 @@
+"""Builds the extension abckd_kernels._C; everything else about the package is in pyproject.toml.
+
+ABCKD_BUILD_CUDA=auto|0|1: auto builds the CUDA kernels when nvcc and a CUDA build of torch are there (with or without a GPU), 1 makes
+their absence an error, 0 leaves them out. Without a C++ compiler, or when it fails, the installation succeeds without the
+extension, and one sentence says what is missing: the reference and Triton backends need none.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+LONGEST_FIRST = ("csrc/torch/module.cpp", "csrc/torch/ops.cpp")  # the only files that include torch
+
+
+def say(sentence: str) -> None:
+    print(f"abckd_kernels: {sentence}", file=sys.stderr)
+
+
+def sources(folder: str, pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / folder).glob(pattern))
+
+
+def find_cuda() -> tuple[Path | None, str]:
+    """The toolkit's folder and "", or None and what is missing. nvcc on PATH may be a wrapper: its place says nothing."""
+    import torch
+
+    if torch.version.cuda is None:
+        return None, "torch is a build without CUDA"
+    candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda", "/opt/cuda"]
+    if nvcc := shutil.which("nvcc"):
+        candidates.append(Path(nvcc).resolve().parent.parent)
+    for folder in filter(None, candidates):
+        if (Path(folder) / "bin" / "nvcc").exists() and (Path(folder) / "include" / "cuda_runtime.h").exists():
+            return Path(folder), ""
+    return None, "no CUDA toolkit with nvcc and headers was found; set CUDA_HOME"
+
+
+def cuda_sources() -> list[str]:
+    """The CUDA files to build: none where ABCKD_BUILD_CUDA or this machine says so."""
+    wish = os.environ.get("ABCKD_BUILD_CUDA", "auto")
+    if wish not in ("auto", "0", "1"):
+        raise SystemExit(f"ABCKD_BUILD_CUDA: expected auto, 0 or 1, got {wish!r}")
+    files = sources("csrc/cuda", "*.cu")
+    if wish == "0":
+        return []
+    home, missing = find_cuda()
+    if wish == "1" and home is None:
+        raise SystemExit(f"ABCKD_BUILD_CUDA=1, but {missing}")
+    if home is None or not files:
+        say(f"CUDA kernels were not built: {missing or 'this version has none; CUDA tensors are served by triton'}.")
+        return []
+    os.environ.setdefault("CUDA_HOME", str(home))
+    return files
+
+
+def extension_options() -> dict:
+    """Arguments of setup() that build the extension, or none where that is not possible."""
+    # pip builds in an environment of its own; the extension must be built with the torch that will load it.
+    sys.path.append(sysconfig.get_path("platlib"))
+    try:
+        from torch.utils import cpp_extension
+    except ImportError as error:
+        say(f"the C++ extension was not built, because torch can't be imported ({error}).")
+        return {}
+    gpu_files = cuda_sources()
+    if not any(shutil.which(name) for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name):
+        say("the C++ extension was not built: no C++ compiler was found; the reference and Triton backends remain.")
+        return {}
+    flags = ["-O3", "-fvisibility=hidden", "-fopenmp", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+    if platform.machine() in ("x86_64", "AMD64"):
+        flags.append("-DABCKD_X86")
+    kind = cpp_extension.CUDAExtension if gpu_files else cpp_extension.CppExtension
+
+    class Build(cpp_extension.BuildExtension):
+        def run(self):
+            try:
+                super().run()
+            except Exception as error:
+                if os.environ.get("ABCKD_BUILD_CUDA") == "1":
+                    raise
+                say(f"the C++ extension was not built, the compiler failed ({error}); the reference and Triton backends remain.")
+                for extension in self.extensions:
+                    extension.optional = True
+
+    module = kind(
+        "abckd_kernels._C",
+        [*LONGEST_FIRST, *sources("csrc/cpu", "*.cpp"), *gpu_files],
+        include_dirs=[str(ROOT / "csrc" / "include")],
+        extra_compile_args={"cxx": flags, "nvcc": ["-O3"]},
+        optional=os.environ.get("ABCKD_BUILD_CUDA") != "1",
+        py_limited_api=False,
+    )
+    return {"ext_modules": [module], "cmdclass": {"build_ext": Build.with_options(use_ninja=shutil.which("ninja") is not None)}}
+
+
+setup(**extension_options())
