@@ -11,6 +11,7 @@ An op is one schema in the dispatcher's namespace `abckd` with one implementatio
 
 Environment variables:
     ABCKD_BACKEND     auto (default) or the name of a backend that every op must use
+    ABCKD_CPU_ISA     baseline, avx2 or avx512: the instruction set of the cpu backend (default: the best there is)
     TRITON_INTERPRET  1: Triton's own switch; its kernels then run in the interpreter, on CPU tensors
     ABCKD_BUILD_CUDA  auto (default), 1 or 0: read by setup.py only
 """
@@ -164,10 +165,19 @@ def define(op: str, signature: str, *, folder: str, function: str, fake: Callabl
         torch.library.register_fake(f"abckd::{overload}", fake, lib=_library)
 
 
-def differentiate(op: str, backward: Callable, setup_context: Callable) -> None:
+def differentiate(op: str, backward: Callable, setup_context: Callable | None) -> None:
     """Register the derivative of every overload of `op` (see torch.library.register_autograd)."""
     for overload in ("", ".triton", ".reference"):
         torch.library.register_autograd(f"abckd::{op}{overload}", backward, setup_context=setup_context, lib=_library)
+
+
+def refuse_derivative(op: str) -> None:
+    """Make it an error to differentiate `op`: without it PyTorch would let the gradient end there, with a warning."""
+
+    def refuse(ctx, *grads):
+        raise RuntimeError(f"abckd::{op} is itself a derivative and can't be differentiated: second derivatives don't exist")
+
+    differentiate(op, refuse, None)
 
 
 def _on_first_use(module: str, function: str) -> Callable:

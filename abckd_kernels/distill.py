@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +59,8 @@ class Distiller(nn.Module):
             _Collector(student, student_layers, "student_layers", self._take),
             _Collector(teacher, teacher_layers, "teacher_layers", self._take),
         )
+        for collector in self._collectors:  # only now: a wrong name must not leave hooks behind
+            collector.attach()
 
     def forward(
         self, *inputs, lengths: Tensor | None = None, padded_length: int | None = None, **keywords
@@ -115,12 +118,19 @@ class _Collector:
         self._network, self._layers, self._argument, self._take = network, list(layers), argument, take
         self._taken: dict[int, Any] | None = None  # a dict while `run` runs
         modules = dict(network.named_modules())
+        self._modules = [self._find(modules, index) for index in range(len(layers))]
+        self._handles: list[Any] = []
+        self._attached = False
+
+    def attach(self) -> None:
+        # A partial of a method, unlike a closure, is copied and pickled together with the networks.
         self._handles = [
-            self._find(modules, index).register_forward_hook(self._make_hook(index)) for index in range(len(layers))
+            module.register_forward_hook(partial(self._hook, index)) for index, module in enumerate(self._modules)
         ]
+        self._attached = True
 
     def run(self, *inputs, **keywords) -> tuple[Any, list[Any]]:
-        if not self._handles:
+        if not self._attached:
             raise RuntimeError("this Distiller's hooks were removed; make a new one")
         self._taken = {}
         try:
@@ -135,7 +145,7 @@ class _Collector:
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._attached = [], False
 
     def _find(self, modules: dict[str, nn.Module], index: int) -> nn.Module:
         name = self._layers[index].partition(":")[0]
@@ -145,20 +155,16 @@ class _Collector:
         hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"it has {', '.join(list(modules)[1:6])}, ..."
         raise ValueError(f"{self._at(index)} is no layer of {type(self._network).__name__}; {hint}")
 
-    def _make_hook(self, index: int) -> Callable:
+    def _hook(self, index: int, module: nn.Module, inputs: tuple, output: Any) -> Any:
+        if self._taken is None:
+            return None
+        if index in self._taken:
+            raise ValueError(f"{self._at(index)} ran more than once in a forward pass; name a layer that runs once")
         element = self._layers[index].partition(":")[2]
-
-        def hook(module: nn.Module, inputs: tuple, output: Any) -> Any:
-            if self._taken is None:
-                return None
-            if index in self._taken:
-                raise ValueError(f"{self._at(index)} ran more than once in a forward pass; name a layer that runs once")
-            feature = self._element(output, element, index)
-            check_feature(feature, self._at(index))
-            passed_on, self._taken[index] = self._take(feature)
-            return passed_on if not element else _replaced(output, element, passed_on)
-
-        return hook
+        feature = self._element(output, element, index)
+        check_feature(feature, self._at(index))
+        passed_on, self._taken[index] = self._take(feature)
+        return passed_on if not element else _replaced(output, element, passed_on)
 
     def _element(self, output: Any, element: str, index: int) -> Any:
         if not element:

@@ -225,7 +225,8 @@ def _compressed(
 def _check_weights(weights, n: int) -> Tensor | None:
     if weights is None:
         return None
-    weights = torch.as_tensor(weights)
+    if not isinstance(weights, Tensor):
+        weights = torch.tensor(weights, dtype=torch.float64)
     if weights.shape != (n,):
         raise ValueError(f"weights: expected {n} numbers, one per student layer, got shape {tuple(weights.shape)}")
     return weights

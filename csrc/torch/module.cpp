@@ -9,6 +9,7 @@
 #include <torch/csrc/utils/pybind.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -29,6 +30,24 @@ using OptionalTensors = c10::List<MaybeTensor>;
 template <typename Signature>
 auto dispatched(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>();
+}
+
+// Gradients that can't be differentiated again: an attempt says so, instead of ending the graph in silence.
+struct Refuse : torch::autograd::Function<Refuse> {
+  static Tensor forward(AutogradContext*, const Tensor& gradient) { return gradient; }
+  static variable_list backward(AutogradContext*, const variable_list&) {
+    TORCH_CHECK(false, "second derivatives of abckd_kernels' ops don't exist");
+  }
+};
+
+variable_list once_differentiable(variable_list results, const variable_list& grads, bool recording) {
+  const bool wanted = std::any_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined() && g.requires_grad(); });
+  if (!recording || !wanted) return results;
+  const at::AutoGradMode grad_mode(true);
+  for (Tensor& result : results) {
+    if (result.defined()) result = Refuse::apply(result.detach().requires_grad_());
+  }
+  return results;
 }
 
 // ---------------------------------------------------------------------------------------------- tap
@@ -60,6 +79,13 @@ struct Tap : torch::autograd::Function<Tap> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const bool recording = at::GradMode::is_enabled();
+    const at::NoGradGuard no_grad;
+    return once_differentiable(first_derivative(context, grads), grads, recording);
+  }
+
+  static variable_list first_derivative(AutogradContext* context, const variable_list& grads) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const variable_list saved = context->get_saved_variables();
     const size_t count = context->saved_data["count"].toInt();
     variable_list results(count + 4);
@@ -131,6 +157,13 @@ struct Compress : torch::autograd::Function<Compress> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const bool recording = at::GradMode::is_enabled();
+    const at::NoGradGuard no_grad;
+    return once_differentiable(first_derivative(context, grads), grads, recording);
+  }
+
+  static variable_list first_derivative(AutogradContext* context, const variable_list& grads) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const variable_list saved = context->get_saved_variables();
     const Tensor &attention = saved[0], &attention_grads = saved[1], &map_grads = saved[2];
     const auto sizes = context->saved_data["sizes"].toIntVector();

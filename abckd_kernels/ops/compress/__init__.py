@@ -183,3 +183,4 @@ backends.define(
     "compress_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu",)
 )
 backends.differentiate("compress_forward", _backward, _setup_context)
+backends.refuse_derivative("compress_backward")

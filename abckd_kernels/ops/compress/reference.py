@@ -29,7 +29,7 @@ def forward(
     )
     if rows is not None:
         student, teacher = (x.masked_fill(~rows[:, None, :, None], 0) for x in (student, teacher))
-    student, teacher = (x.reshape(*x.shape[:2], groups, -1) for x in (student, teacher))
+    student, teacher = (x.reshape(*x.shape[:2], groups, grid[0] * grid[1] // groups) for x in (student, teacher))
     student_norm = student.square().sum(-1, keepdim=True).sqrt()
     a = student / student_norm.clamp(min=EPS)
     t = teacher / teacher.square().sum(-1, keepdim=True).sqrt().clamp(min=EPS)

@@ -83,6 +83,9 @@ def tap_all(
         raise ValueError(f"padded_length: expected at least 1 frame, got {padded_length}")
     lengths = shapes.check_lengths(lengths, features[0].shape[0], features[0].device)
     features = list(features)
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x in features)):
+        kernel = backends.kernel("tap_forward", features[0].device)
+        return features, *kernel(features, power, means, lengths, padded_length)
     extension = backends.extension()
     if extension is not None and not torch.compiler.is_compiling():
         if backends.is_native(backends.choose("tap_forward", features[0].device.type)):
@@ -148,7 +151,8 @@ def _setup_context(ctx, inputs, output):
     features, power, means, lengths, padded_length = inputs
     ctx.set_materialize_grads(False)
     ctx.options = (power, lengths, padded_length)
-    ctx.save_for_backward(*(x for x, needed in zip(features, ctx.needs_input_grad[0], strict=True) if needed))
+    # Here needs_input_grad is flat, and the features come first; in _backward it is nested like the arguments.
+    ctx.save_for_backward(*(x for x, needed in zip(features, ctx.needs_input_grad, strict=False) if needed))
 
 
 def _backward(ctx, map_grads, mean_grads):
@@ -165,3 +169,4 @@ backends.define(
     "tap_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu",)
 )
 backends.differentiate("tap_forward", _backward, _setup_context)
+backends.refuse_derivative("tap_backward")

@@ -1,2 +1,278 @@
-def forward(*a): raise NotImplementedError
-def backward(*a): raise NotImplementedError
+"""tap in Triton.
+
+A program owns BLOCK_P positions of one sample and walks through the channels in tiles [BLOCK_C, BLOCK_P]: energies add up
+elementwise in registers and are reduced over channels once, behind the loop. Channel sums need a reduction per tile; where
+positions are contiguous, a row of the tile lies within one warp, so that this is done by shuffles, without a barrier.
+
+Bytes per element of a feature: forward reads 1, writes 1/C (map) and 1/BLOCK_P (partial sums, if means are wanted, read again by a
+second, small launch in a fixed order). Backward reads x and the incoming gradient once and writes the result once.
+Accumulation: float32, or float64 for float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..shapes import accumulation_dtype, dense, empty_like, is_channels_last
+from ..triton_layers import count_valid, first_tiles, grouped, launch, pick
+
+
+WARP = 64 if torch.version.hip else 32
+MEAN_BLOCK = 4 * WARP  # channels of a program of mean_kernel: 16 bytes per thread of one warp
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Shape of a program's tile: 16 bytes per thread along the contiguous axis, four such loads in flight per thread."""
+
+    block_c: int
+    block_p: int
+    num_warps: int = 4
+
+    @classmethod
+    def of(cls, x: Tensor) -> Tile:
+        warp_row = WARP * 16 // x.element_size()  # elements that one warp reads at once
+        if is_channels_last(x):
+            block_c = min(triton.next_power_of_2(x.shape[1]), warp_row)
+            return cls(block_c, 16 * warp_row // block_c)
+        return cls(16, warp_row)
+
+
+@triton.jit
+def forward_kernel(
+    x_ptrs,  # per layer: feature of sample 0
+    map_ptrs,  # per layer: (B, frames * bands)
+    partial_ptrs,  # per layer: (B, tiles, channels), sums over the positions of a tile
+    channels,
+    frames,
+    bands,
+    sample_tiles,  # per layer: tiles per sample
+    layer_tiles,  # per layer: number of its first tile
+    lengths_ptr,  # (B,)
+    padded_length,
+    POWER: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    MEANS: tl.constexpr,
+    LENGTHS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    C = pick(channels, layer_tiles, tile).to(tl.int64)
+    T = pick(frames, layer_tiles, tile).to(tl.int64)
+    F = pick(bands, layer_tiles, tile).to(tl.int64)
+    tiles = pick(sample_tiles, layer_tiles, tile)
+    place = tile - pick(layer_tiles, layer_tiles, tile)
+    b = (place // tiles).to(tl.int64)
+    x_ptr = pick(x_ptrs, layer_tiles, tile) + b * C * T * F
+    map_ptr = pick(map_ptrs, layer_tiles, tile) + b * T * F
+    p = (place % tiles).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    valid = T * F
+    if LENGTHS:
+        valid = count_valid(tl.load(lengths_ptr + b), T, padded_length) * F
+    stride_c = 1 if CHANNELS_LAST else T * F
+    stride_p = C if CHANNELS_LAST else 1
+
+    energy = tl.zeros((BLOCK_C, BLOCK_P), map_ptr.dtype.element_ty)
+    for first in range(0, C, BLOCK_C):
+        c = first + tl.arange(0, BLOCK_C)
+        inside = (c < C)[:, None] & (p < valid)[None, :]
+        x = tl.load(x_ptr + c[:, None] * stride_c + p[None, :] * stride_p, inside, other=0).to(energy.dtype)
+        energy += x * x if POWER == 2 else tl.abs(x)
+        if MEANS:
+            partial_ptr = pick(partial_ptrs, layer_tiles, tile) + place.to(tl.int64) * C
+            tl.store(partial_ptr + c, tl.sum(x, 1), c < C)
+    tl.store(map_ptr + p, tl.sum(energy, 0) / C.to(energy.dtype), p < T * F)
+
+
+@triton.jit
+def mean_kernel(
+    partial_ptrs,
+    mean_ptrs,  # per layer: (B, channels)
+    channels,
+    frames,
+    bands,
+    sample_tiles,
+    layer_programs,  # per layer: number of its first program
+    lengths_ptr,
+    padded_length,
+    LENGTHS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    program = tl.program_id(0)
+    C = pick(channels, layer_programs, program).to(tl.int64)
+    T = pick(frames, layer_programs, program).to(tl.int64)
+    F = pick(bands, layer_programs, program).to(tl.int64)
+    tiles = pick(sample_tiles, layer_programs, program)
+    place = program - pick(layer_programs, layer_programs, program)
+    blocks = tl.cdiv(pick(channels, layer_programs, program), BLOCK_C)
+    b = (place // blocks).to(tl.int64)
+    c = place % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    partial_ptr = pick(partial_ptrs, layer_programs, program) + b * tiles * C
+    mean_ptr = pick(mean_ptrs, layer_programs, program) + b * C
+    valid = T
+    if LENGTHS:
+        valid = count_valid(tl.load(lengths_ptr + b), T, padded_length)
+    total = tl.zeros((BLOCK_C,), mean_ptr.dtype.element_ty)
+    for t in range(0, tiles):
+        total += tl.load(partial_ptr + t * C + c, c < C, other=0)
+    positions = tl.where(valid > 0, valid * F, 1)
+    tl.store(mean_ptr + c, total / positions.to(total.dtype), c < C)
+
+
+@triton.jit
+def backward_kernel(
+    x_ptrs,
+    grad_ptrs,  # per layer: gradient that arrives for x, laid out as x
+    map_grad_ptrs,  # per layer: (B, frames * bands)
+    mean_grad_ptrs,  # per layer: (B, channels)
+    result_ptrs,  # per layer: gradient of x, laid out as x
+    channels,
+    frames,
+    bands,
+    sample_tiles,
+    layer_tiles,
+    lengths_ptr,
+    padded_length,
+    POWER: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    HAS_GRAD: tl.constexpr,
+    HAS_MAP: tl.constexpr,
+    HAS_MEAN: tl.constexpr,
+    LENGTHS: tl.constexpr,
+    DOUBLE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    C = pick(channels, layer_tiles, tile).to(tl.int64)
+    T = pick(frames, layer_tiles, tile).to(tl.int64)
+    F = pick(bands, layer_tiles, tile).to(tl.int64)
+    tiles = pick(sample_tiles, layer_tiles, tile)
+    place = tile - pick(layer_tiles, layer_tiles, tile)
+    b = (place // tiles).to(tl.int64)
+    p = (place % tiles).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    x_ptr = pick(x_ptrs, layer_tiles, tile) + b * C * T * F
+    result_ptr = pick(result_ptrs, layer_tiles, tile) + b * C * T * F
+    valid = T * F
+    if LENGTHS:
+        valid = count_valid(tl.load(lengths_ptr + b), T, padded_length) * F
+    stride_c = 1 if CHANNELS_LAST else T * F
+    stride_p = C if CHANNELS_LAST else 1
+    dtype: tl.constexpr = tl.float64 if DOUBLE else tl.float32
+    if HAS_MAP:
+        map_grad_ptr = pick(map_grad_ptrs, layer_tiles, tile) + b * T * F
+        map_grad = tl.load(map_grad_ptr + p, p < valid, other=0) * POWER / C.to(dtype)
+
+    for first in range(0, C, BLOCK_C):
+        c = first + tl.arange(0, BLOCK_C)
+        offset = c[:, None] * stride_c + p[None, :] * stride_p
+        exists = (c < C)[:, None] & (p < T * F)[None, :]
+        counts = (c < C)[:, None] & (p < valid)[None, :]
+        result = tl.zeros((BLOCK_C, BLOCK_P), dtype)
+        if HAS_MAP:
+            x = tl.load(x_ptr + offset, counts, other=0).to(dtype)
+            if POWER == 1:
+                x = tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x)).to(dtype)
+            result += x * map_grad[None, :]
+        if HAS_MEAN:
+            mean_grad_ptr = pick(mean_grad_ptrs, layer_tiles, tile) + b * C
+            share = tl.load(mean_grad_ptr + c, c < C, other=0) / tl.where(valid > 0, valid, 1).to(dtype)
+            result += tl.where(counts, share[:, None], 0)
+        if HAS_GRAD:
+            grad_ptr = pick(grad_ptrs, layer_tiles, tile) + b * C * T * F
+            result += tl.load(grad_ptr + offset, exists, other=0).to(dtype)
+        tl.store(result_ptr + offset, result.to(result_ptr.dtype.element_ty), exists)
+
+
+def forward(
+    features: list[Tensor], power: int, means: bool, lengths: Tensor | None, padded_length: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    inputs = [dense(x) for x in features]
+    maps = [x.new_empty((x.shape[0], *x.shape[2:]), dtype=accumulation_dtype(x.dtype)) for x in inputs]
+    channel_means = [x.new_empty(x.shape[:2], dtype=accumulation_dtype(x.dtype)) for x in inputs if means]
+    for (_, channels_last, tile), layers in grouped(range(len(inputs)), lambda i: _launch_key(inputs[i])):
+        xs = [inputs[i] for i in layers]
+        channels, frames, bands, tiles = _sizes(xs, tile)
+        starts, programs = first_tiles(x.shape[0] * count for x, count in zip(xs, tiles, strict=True))
+        partials = tuple(
+            x.new_empty((x.shape[0], count, x.shape[1]), dtype=accumulation_dtype(x.dtype)) if means else maps[i]
+            for i, x, count in zip(layers, xs, tiles, strict=True)
+        )
+        valid = maps[layers[0]] if lengths is None else lengths  # an unread pointer must still be one
+        launch(
+            forward_kernel, programs, xs[0],
+            tuple(xs), tuple(maps[i] for i in layers), partials, channels, frames, bands, tiles, starts, valid, padded_length,
+            POWER=power, CHANNELS_LAST=channels_last, MEANS=means, LENGTHS=lengths is not None,
+            BLOCK_C=tile.block_c, BLOCK_P=tile.block_p, num_warps=tile.num_warps,
+        )  # fmt: skip
+        if means:
+            starts, programs = first_tiles(x.shape[0] * triton.cdiv(x.shape[1], MEAN_BLOCK) for x in xs)
+            launch(
+                mean_kernel, programs, xs[0],
+                partials, tuple(channel_means[i] for i in layers), channels, frames, bands, tiles, starts, valid, padded_length,
+                LENGTHS=lengths is not None, BLOCK_C=MEAN_BLOCK, num_warps=1,
+            )  # fmt: skip
+    return maps, channel_means
+
+
+def backward(
+    grads: list[Tensor | None],
+    features: list[Tensor],
+    map_grads: list[Tensor | None],
+    mean_grads: list[Tensor | None],
+    power: int,
+    lengths: Tensor | None,
+    padded_length: int,
+) -> list[Tensor]:
+    inputs = [dense(x) for x in features]
+    results = [empty_like(x) for x in inputs]
+    grads = [None if g is None else empty_like(x).copy_(g) if _differs(g, x) else g for g, x in zip(grads, inputs, strict=True)]
+    map_grads, mean_grads = (
+        [None if g is None else g.to(accumulation_dtype(x.dtype)).contiguous() for g, x in zip(group, inputs, strict=True)]
+        for group in (map_grads, mean_grads)
+    )
+    by_kind = (grads, map_grads, mean_grads)
+
+    def key(i: int) -> tuple:
+        return *_launch_key(inputs[i]), tuple(group[i] is not None for group in by_kind)
+
+    for (dtype, channels_last, tile, present), layers in grouped(range(len(inputs)), key):
+        xs = [inputs[i] for i in layers]
+        channels, frames, bands, tiles = _sizes(xs, tile)
+        starts, programs = first_tiles(x.shape[0] * count for x, count in zip(xs, tiles, strict=True))
+        unread = tuple(xs)
+        own, of_map, of_mean = (
+            tuple(group[i] for i in layers) if given else unread for group, given in zip(by_kind, present, strict=True)
+        )
+        launch(
+            backward_kernel, programs, xs[0],
+            tuple(xs), own, of_map, of_mean, tuple(results[i] for i in layers), channels, frames, bands, tiles, starts,
+            xs[0] if lengths is None else lengths, padded_length,
+            POWER=power, CHANNELS_LAST=channels_last, HAS_GRAD=present[0], HAS_MAP=present[1], HAS_MEAN=present[2],
+            LENGTHS=lengths is not None, DOUBLE=dtype == torch.float64,
+            BLOCK_C=tile.block_c, BLOCK_P=tile.block_p, num_warps=tile.num_warps,
+        )  # fmt: skip
+    return results
+
+
+def _launch_key(x: Tensor) -> tuple[torch.dtype, bool, Tile]:
+    return x.dtype, is_channels_last(x), Tile.of(x)
+
+
+def _sizes(xs: list[Tensor], tile: Tile) -> tuple[tuple[int, ...], ...]:
+    """Per layer: channels, frames, bands, tiles per sample."""
+    bands = tuple(x[0, 0, 0].numel() if x.shape[0] else 1 for x in xs)
+    frames = tuple(x.shape[2] for x in xs)
+    tiles = tuple(triton.cdiv(t * f, tile.block_p) for t, f in zip(frames, bands, strict=True))
+    return tuple(x.shape[1] for x in xs), frames, bands, tiles
+
+
+def _differs(grad: Tensor, x: Tensor) -> bool:
+    """True unless `grad` lies in memory exactly as `x` does."""
+    return grad.dtype != x.dtype or grad.stride() != x.stride()

@@ -1,0 +1,50 @@
+"""The command abckd-dns."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Union
+
+import tyro
+
+from .demo import DemoOptions, demo
+from .demo_data import fetch_demo_data
+from .distill import DistillOptions, distill
+from .enhance import DenoiseOptions, denoise
+from .errors import InputError
+from .evaluate import EvaluateOptions, evaluate
+from .train import TrainOptions, train
+
+
+@dataclass
+class FetchDemoDataOptions:
+    """Get the speech and noise of the demo, once, into the user's cache folder, and print that folder."""
+
+
+_COMMANDS = {
+    "train": (TrainOptions, train),
+    "distill": (DistillOptions, distill),
+    "evaluate": (EvaluateOptions, evaluate),
+    "denoise": (DenoiseOptions, denoise),
+    "fetch-demo-data": (FetchDemoDataOptions, lambda _: print(fetch_demo_data())),
+    "demo": (DemoOptions, demo),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command that `arguments` (by default those of the process) name."""
+    options_of = [Annotated[options, tyro.conf.subcommand(name)] for name, (options, _) in _COMMANDS.items()]
+    try:
+        options = tyro.cli(
+            Union[tuple(options_of)],  # noqa: UP007 - a union of values
+            prog="abckd-dns",
+            description="Train, distil, evaluate and run speech noise suppressors.",
+            args=arguments,
+        )
+        run = {options: run for options, run in _COMMANDS.values()}[type(options)]
+        run(options)
+    except InputError as error:
+        # An error from a worker process arrives with that process's traceback in front of it.
+        message = str(error).strip().rpartition(f"{InputError.__module__}.{InputError.__name__}: ")[2]
+        sys.exit(f"abckd-dns: error: {message}")

@@ -1,0 +1,5 @@
+"""The one exception that a user of the commands is meant to read."""
+
+
+class InputError(ValueError):
+    """An argument, a file or a folder is not what it must be; printed without a traceback."""

@@ -1,0 +1,138 @@
+"""The noise suppressor: a causal convolutional-recurrent U-Net that predicts a complex mask over the STFT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from .stft import BINS, Stft, compress
+
+_KERNEL = (2, 3)  # frames x bins: the current frame and the one before it
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """Size of a `Denoiser`. Every stage halves the number of frequency bins (257, 129, 65, ...)."""
+
+    channels: tuple[int, ...]
+    """Channels of the encoder's stages; the decoder mirrors them."""
+    recurrent_size: int
+    """Width of the GRU between encoder and decoder."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.channels) <= 7 or min(self.channels) < 1:
+            raise ValueError(f"channels must be 1 to 7 positive numbers, got {self.channels}")
+        if self.recurrent_size < 1:
+            raise ValueError(f"recurrent_size must be positive, got {self.recurrent_size}")
+
+
+PRESETS = {
+    "teacher": DenoiserConfig(channels=(16, 32, 48, 64, 64), recurrent_size=192),
+    "student": DenoiserConfig(channels=(8, 16, 16, 16, 16), recurrent_size=40),
+}
+
+
+class Denoiser(nn.Module):
+    """Noisy waveform (B, N) at 16 kHz to enhanced waveform (B, N).
+
+    Causal: sample n of the output depends on no sample after n + N_FFT. All features are (B, C, T, F);
+    those of `encoder.0`, `encoder.1`, ..., `bottleneck`, `decoder.0`, ... can be distilled by these names.
+    """
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.channels
+        bins = [BINS]
+        for _ in channels:
+            bins.append((bins[-1] + 1) // 2)
+        self.stft = Stft()
+        self.encoder = nn.ModuleList(
+            EncoderStage(source, target) for source, target in pairwise((3, *channels))
+        )
+        self.bottleneck = Recurrence(channels[-1], bins[-1], config.recurrent_size)
+        # Skip connections are added, not concatenated: half the work for the decoder.
+        self.skips = nn.ModuleList(nn.Conv2d(count, count, 1) for count in channels[::-1])
+        self.decoder = nn.ModuleList(
+            DecoderStage(source, target) for source, target in pairwise(channels[::-1])
+        )
+        self.mask = CausalTransposedConv(channels[0], 2)
+        with torch.no_grad():  # start close to the identity: a mask of tanh(1) + 0i
+            self.mask.weight.mul_(0.1)
+            self.mask.bias.copy_(torch.tensor([1.0, 0.0]))
+
+    @property
+    def distillation_layers(self) -> tuple[str, ...]:
+        """The layers that are distilled unless the user names others."""
+        last = len(self.config.channels) - 1
+        return (
+            *(f"encoder.{i}" for i in range(last + 1)),
+            "bottleneck",
+            *(f"decoder.{i}" for i in range(last)),
+        )
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        spectrum = self.stft(waveform)
+        x = torch.stack(compress(spectrum), dim=1)
+        encoded = []
+        for stage in self.encoder:
+            x = stage(x)
+            encoded.append(x)
+        x = self.bottleneck(x)
+        for skip, stage in zip(self.skips, (*self.decoder, self.mask), strict=True):
+            x = stage(x + skip(encoded.pop()))
+        mask = x.float().tanh()
+        enhanced = spectrum * torch.complex(mask[:, 0], mask[:, 1])
+        return self.stft.inverse(enhanced, waveform.shape[-1])
+
+
+class CausalConv(nn.Conv2d):
+    """Convolution over (T, F) that sees only present and past frames, and halves F."""
+
+    def __init__(self, source: int, target: int) -> None:
+        super().__init__(source, target, _KERNEL, stride=(1, 2), padding=(_KERNEL[0] - 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The padding lies on both sides of T; the frames computed from the later side are dropped.
+        return super().forward(x)[:, :, : x.shape[2]]
+
+
+class CausalTransposedConv(nn.ConvTranspose2d):
+    """Transposed convolution over (T, F) that sees only present and past frames; F becomes 2 F - 1."""
+
+    def __init__(self, source: int, target: int) -> None:
+        super().__init__(source, target, _KERNEL, stride=(1, 2), padding=(0, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, :, : x.shape[2]]
+
+
+class EncoderStage(nn.Sequential):
+    """(B, C, T, F) to (B, C', T, (F + 1) // 2)."""
+
+    def __init__(self, source: int, target: int) -> None:
+        super().__init__(CausalConv(source, target), nn.BatchNorm2d(target), nn.LeakyReLU(0.1))
+
+
+class DecoderStage(nn.Sequential):
+    """(B, C, T, F) to (B, C', T, 2 F - 1)."""
+
+    def __init__(self, source: int, target: int) -> None:
+        super().__init__(CausalTransposedConv(source, target), nn.BatchNorm2d(target), nn.LeakyReLU(0.1))
+
+
+class Recurrence(nn.Module):
+    """GRU over time on all channels and bins of a frame, with a residual connection; keeps (B, C, T, F)."""
+
+    def __init__(self, channels: int, bins: int, size: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(channels * bins, size, batch_first=True)
+        self.expand = nn.Linear(size, channels * bins)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, frames, bins = x.shape
+        hidden, _ = self.gru(x.transpose(1, 2).flatten(2))
+        return x + self.expand(hidden).view(batch, frames, channels, bins).transpose(1, 2)

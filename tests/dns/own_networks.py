@@ -1,0 +1,60 @@
+"""Networks of a user, for --student and --teacher."""
+
+import torch
+from torch import nn
+
+
+class Gate(nn.Module):
+    """Waveform in, waveform out; `features` is (B, C, T), `recurrent` returns a tuple of (B, T, C)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.features = nn.Conv1d(1, channels, 64, stride=32)
+        self.pair = Pair()
+        self.back = nn.ConvTranspose1d(channels, 1, 64, stride=32)
+
+    def forward(self, waveform: torch.Tensor) -> torch.Tensor:
+        x, _ = self.pair(self.features(waveform[:, None]))
+        x = self.back(x)[:, 0]
+        return nn.functional.pad(x, (0, waveform.shape[-1] - x.shape[-1]))
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x.tanh(), x
+
+
+def small() -> nn.Module:
+    return Gate(4)
+
+
+def large() -> nn.Module:
+    return Gate(8)
+
+
+def needs_argument(size) -> nn.Module:
+    return Gate(size)
+
+
+def no_module():
+    return 3
+
+
+class Shorter(nn.Module):
+    def forward(self, waveform):
+        return waveform[:, 2:]
+
+
+def shorter() -> nn.Module:
+    return Shorter()
+
+
+def wrong_shape() -> nn.Module:
+    return nn.Conv1d(1, 1, 3)
+
+
+def fails() -> nn.Module:
+    raise RuntimeError("out of luck")
+
+
+constant = 3

@@ -1,0 +1,295 @@
+"""Every command end to end, in this process, on generated audio."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import safetensors.torch
+import soundfile
+import torch
+from accelerate.utils import set_seed
+from made_audio import SHORT, data_arguments, noise_like, speech_like, write_wav
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from abckd_dns import data
+from abckd_dns.cli import main
+from abckd_dns.distill import DistillOptions, FeatureDistillation, ResponseDistillation, _feature_channels
+from abckd_dns.model import PRESETS, Denoiser
+from abckd_dns.networks import load_network
+from abckd_dns.objective import SpeechLoss
+from abckd_kernels import ABCLoss, Distiller
+
+
+def weights(run):
+    return safetensors.torch.load_file(run / "model.safetensors")
+
+
+def fails_with(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert "Traceback" not in str(stopped.value)
+    return str(stopped.value) + capsys.readouterr().err
+
+
+def distill(runs, out, *arguments: str) -> None:
+    main(["distill", "--out", str(out), "--teacher", str(runs / "teacher"), *SHORT, *arguments])
+
+
+def logged_tags(run) -> set[str]:
+    log = EventAccumulator(str(next(run.rglob("events.out.*")).parent)).Reload()
+    return {*log.Tags()["scalars"], *log.Tags()["images"]}
+
+
+def test_train_leaves_a_run(runs):
+    run = runs / "teacher"
+    assert json.loads((run / "config.json").read_text())["steps"] == 2
+    assert logged_tags(run) == {"loss", "lr"}
+    fresh = Denoiser(PRESETS["teacher"]).state_dict()
+    trained = weights(run)
+    assert trained.keys() == fresh.keys()
+    assert all(value.isfinite().all() for value in trained.values())
+
+
+def test_seed_makes_a_run_repeatable(folders, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        main(
+            ["train", "--preset", "student", "--out", str(tmp_path / name), "--seed", str(seed)]
+            + [*data_arguments(folders), *SHORT]
+        )
+    first, again, other = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["mask.weight"], other["mask.weight"])
+
+
+def test_training_lowers_the_loss(folders, tmp_path):
+    main(
+        ["train", "--preset", "student", "--out", str(tmp_path), *data_arguments(folders)]
+        + "--steps 30 --batch-size 4 --segment-seconds 0.5 --workers 0 --log-every 5 --lr 0.005".split()
+    )
+    log = EventAccumulator(str(next(tmp_path.rglob("events.out.*")).parent)).Reload()
+    losses = [event.value for event in log.Scalars("loss")]
+    assert losses[-1] < losses[0] - 0.05
+
+
+@pytest.mark.parametrize("loss", ["abc", "response", "none"])
+def test_distill_with_labels(folders, runs, tmp_path, loss):
+    distill(runs, tmp_path, "--loss", loss, *data_arguments(folders))
+    assert weights(tmp_path).keys() == Denoiser(PRESETS["student"]).state_dict().keys()
+    expected = {
+        "abc": {"loss", "lr", "speech", "kd", "attention"},
+        "response": {"loss", "lr", "speech", "kd"},
+    }
+    assert logged_tags(tmp_path) == expected.get(loss, {"loss", "lr"})
+    assert (tmp_path / "attention.png").exists() == (loss == "abc")
+
+
+@pytest.mark.parametrize("loss", ["abc", "response"])
+def test_distill_without_labels(folders, runs, tmp_path, loss):
+    distill(runs, tmp_path, "--loss", loss, "--label-free", "--noisy", str(folders / "noisy"))
+    set_seed(0)
+    untrained = Denoiser(PRESETS["student"]).state_dict()
+    # The last layer learns too: features alone would give it no gradient.
+    assert not torch.equal(weights(tmp_path)["mask.weight"], untrained["mask.weight"])
+
+
+def test_label_free_never_looks_at_clean_speech(folders, runs, tmp_path, monkeypatch):
+    distill(runs, tmp_path / "a", "--label-free", *data_arguments(folders))
+    mix = data.mix
+    monkeypatch.setattr(data, "mix", lambda *arguments: (mix(*arguments)[0], torch.full((8_000,), math.nan)))
+    distill(runs, tmp_path / "b", "--label-free", *data_arguments(folders))
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("label_free", [False, True])
+@pytest.mark.parametrize("loss", ["abc", "response"])
+def test_what_a_distilled_student_is_compared_with(loss, label_free):
+    student, teacher = Denoiser(PRESETS["student"]), Denoiser(PRESETS["teacher"])
+    batch = {name: 0.1 * torch.randn(2, 8_000) for name in ("noisy", "clean")}
+    if loss == "abc":
+        distiller = Distiller(student, teacher, ["bottleneck"], ["bottleneck"], ABCLoss([16], [64]))
+        outputs = FeatureDistillation(distiller, 0.5, label_free)(batch)
+        distiller.remove_hooks()
+    else:
+        outputs = ResponseDistillation(student, teacher.eval(), 0.5, label_free)(batch)
+    outputs["loss"].backward()
+    assert student.mask.weight.grad.abs().sum() > 0
+
+    speech_loss, enhanced, response = SpeechLoss(), student(batch["noisy"]), teacher(batch["noisy"])
+    from_clean, from_teacher = speech_loss(enhanced, batch["clean"]), speech_loss(enhanced, response)
+    if loss == "abc":
+        expected = (from_teacher if label_free else from_clean) + 0.5 * outputs["kd"]
+    else:
+        expected = from_teacher if label_free else from_clean + 0.5 * from_teacher
+    torch.testing.assert_close(outputs["loss"], expected)
+
+
+def test_kd_term_changes_the_student(folders, runs, tmp_path):
+    for name, weight in (("without", "0"), ("with", "0.1")):
+        distill(runs, tmp_path / name, "--kd-weight", weight, *data_arguments(folders))
+    without, with_kd = weights(tmp_path / "without"), weights(tmp_path / "with")
+    assert not torch.equal(without["encoder.0.0.weight"], with_kd["encoder.0.0.weight"])
+
+
+def test_teacher_is_not_changed(folders, runs, tmp_path):
+    before = weights(runs / "teacher")
+    teacher = load_network(str(runs / "teacher"), "--teacher")
+    student = Denoiser(PRESETS["student"])
+    _feature_channels(student, teacher, ["bottleneck"], ["bottleneck"])
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert student.encoder[0][1].num_batches_tracked == 0 and student.training
+
+
+def test_own_networks(folders, tmp_path):
+    shared = [*data_arguments(folders), *SHORT]
+    main(["train", "--preset", "own_networks:large", "--out", str(tmp_path / "teacher"), *shared])
+    main(
+        ["distill", "--out", str(tmp_path / "student"), *shared]
+        + ["--teacher", f"own_networks:large@{tmp_path / 'teacher'}", "--teacher-layers", "features,pair:0"]
+        + ["--student", "own_networks:small", "--student-layers", "features,pair:1"]
+    )
+    assert weights(tmp_path / "student")["features.weight"].shape == (4, 1, 64)
+    assert (tmp_path / "student" / "attention.png").exists()
+
+
+def test_layers_are_checked(folders, runs, tmp_path, capsys):
+    start = [
+        "distill",
+        "--out",
+        str(tmp_path),
+        "--teacher",
+        str(runs / "teacher"),
+        *data_arguments(folders),
+        *SHORT,
+    ]
+    message = fails_with(capsys, *start, "--student-layers", "encodr.1")
+    assert "student_layers[0] 'encodr.1'" in message and "encoder.1" in message
+    message = fails_with(capsys, *start, "--student", "own_networks:small")
+    assert "--student-layers" in message and "features" in message
+
+
+def test_combinations_that_make_no_sense(folders, runs, tmp_path, capsys):
+    start = ["distill", "--out", str(tmp_path), "--teacher", str(runs / "teacher"), *SHORT]
+    message = fails_with(capsys, *start, "--loss", "none", "--label-free", "--noisy", str(folders / "noisy"))
+    assert "leaves nothing to learn from" in message
+    assert "--label-free" in fails_with(capsys, *start, "--noisy", str(folders / "noisy"))
+    assert "--clean" in fails_with(capsys, *start)
+    assert "--steps" in fails_with(capsys, *start, *data_arguments(folders), "--steps", "0")
+
+
+def test_too_many_corrupt_files_end_the_command(folders, tmp_path, capsys):
+    (tmp_path / "clean").mkdir()
+    (tmp_path / "clean" / "broken.wav").write_bytes(b"x")
+    with pytest.warns(UserWarning, match="broken.wav"):
+        message = fails_with(
+            capsys,
+            *["train", "--out", str(tmp_path / "run"), *data_arguments(folders), *SHORT],
+            *["--clean", str(tmp_path / "clean")],
+        )
+    assert "1 of 1 files" in message and "--max-corrupt" in message
+
+
+def test_error_of_a_worker_process_reads_like_any_other(folders, tmp_path, capsys):
+    write_wav(tmp_path / "clean" / "silent.wav", np.zeros(8_000, np.float32))
+    message = fails_with(
+        capsys,
+        *["train", "--out", str(tmp_path / "run"), *data_arguments(folders), *SHORT],
+        *["--clean", str(tmp_path / "clean"), "--workers", "1"],
+    )
+    assert message.startswith("abckd-dns: error: --clean: ")
+
+
+def test_infinite_loss_stops_the_run(folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "abckd_dns.train.SpeechLoss.forward", lambda self, estimate, target: estimate.sum() * math.nan
+    )
+    message = fails_with(capsys, "train", "--out", str(tmp_path), *data_arguments(folders), *SHORT)
+    assert "the loss became nan by step 1" in message
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_evaluate_on_mixtures(folders, runs, tmp_path, capsys):
+    main(
+        ["evaluate", "--checkpoints", str(runs / "teacher"), *data_arguments(folders)]
+        + ["--count", "2", "--seconds", "2", "--csv", str(tmp_path / "table.csv"), "--snr", "5", "5"]
+    )
+    printed = capsys.readouterr().out
+    assert "noisy input" in printed and "teacher" in printed
+    with (tmp_path / "table.csv").open() as file:
+        rows = {row["system"]: row for row in csv.DictReader(file)}
+    assert float(rows["noisy input"]["SI-SDR (dB) mean"]) == pytest.approx(5, abs=0.5)
+    with (tmp_path / "table_files.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4
+
+
+def test_evaluate_on_pairs(runs, tmp_path):
+    for index in range(2):
+        clean = speech_like(2, index)
+        write_wav(tmp_path / "clean" / f"{index}.wav", clean)
+        write_wav(tmp_path / "noisy" / f"{index}.wav", clean + 0.1 * noise_like(2, index + 9))
+    start = ["evaluate", "--checkpoints", str(runs / "teacher"), "--pairs", str(tmp_path)]
+    main([*start, "--csv", str(tmp_path / "table.csv")])
+    with (tmp_path / "table_files.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["system"] == "noisy input"]
+    assert [row["example"] for row in rows] == ["0", "1"]
+    assert all(0.5 < float(row["STOI"]) < 0.95 and float(row["SI-SDR (dB)"]) > 10 for row in rows)
+
+
+def test_evaluate_on_incomplete_pairs(runs, tmp_path, capsys):
+    write_wav(tmp_path / "noisy" / "a.wav", speech_like(1, 0))
+    start = ["evaluate", "--checkpoints", str(runs / "teacher"), "--pairs", str(tmp_path)]
+    assert "1 of 1 clean files do not exist" in fails_with(capsys, *start)
+    write_wav(tmp_path / "clean" / "a.wav", speech_like(2, 0))
+    assert "16000 samples" in fails_with(capsys, *start)
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "length"), [(16_000, 1, 24_001), (44_100, 2, 30_000), (8_000, 1, 5)]
+)
+def test_denoise_keeps_rate_channels_and_length(runs, tmp_path, rate, channels, length):
+    samples = 0.1 * np.random.default_rng(0).standard_normal((length, channels))
+    source, target = tmp_path / "noisy.wav", tmp_path / "out" / "enhanced.wav"
+    soundfile.write(source, samples, rate, subtype="PCM_24")
+    main(["denoise", "--checkpoint", str(runs / "teacher"), "--input", str(source), "--output", str(target)])
+    info = soundfile.info(target)
+    assert (info.samplerate, info.channels, info.frames, info.subtype) == (rate, channels, length, "PCM_24")
+
+
+def test_denoise_treats_channels_alone(runs, tmp_path):
+    left, right = speech_like(1, 0), noise_like(1, 0)
+    write_wav(tmp_path / "in" / "both.wav", np.stack([left, right], 1))
+    write_wav(tmp_path / "in" / "deep" / "left.wav", left)
+    start = ["denoise", "--checkpoint", str(runs / "teacher")]
+    main([*start, "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")])
+    both, _ = soundfile.read(tmp_path / "out" / "both.wav")
+    alone, _ = soundfile.read(tmp_path / "out" / "deep" / "left.wav")
+    np.testing.assert_allclose(both[:, 0], alone, atol=1e-4)
+    assert np.abs(both[:, 0] - both[:, 1]).max() > 0.01
+
+
+def test_denoise_errors(runs, tmp_path, capsys):
+    start = ["denoise", "--checkpoint", str(runs / "teacher"), "--output", str(tmp_path / "out.wav")]
+    assert "does not exist" in fails_with(capsys, *start, "--input", str(tmp_path / "no.wav"))
+    (tmp_path / "broken.wav").write_bytes(b"x")
+    assert "cannot read" in fails_with(capsys, *start, "--input", str(tmp_path / "broken.wav"))
+
+
+def test_demo_on_own_folders(folders, tmp_path, capsys):
+    main(
+        ["demo", "--out", str(tmp_path), *data_arguments(folders)]
+        + ["--teacher-steps", "2", "--student-steps", "2", "--count", "2"]
+    )
+    printed = capsys.readouterr().out
+    assert all(
+        name in printed for name in ("noisy input", "teacher", "student_alone", "student_distilled", "paired")
+    )
+    for name in ("evaluation.csv", "noisy.wav", "enhanced.wav", "noisy.png", "enhanced.png", "attention.png"):
+        assert (tmp_path / name).stat().st_size > 0
+        assert name in printed
+    assert "--noise" in fails_with(capsys, "demo", "--clean", str(folders / "clean"))
+
+
+def test_kd_weight_default_is_the_one_known_to_be_right():
+    assert DistillOptions(out=None, teacher="").kd_weight == 0.1

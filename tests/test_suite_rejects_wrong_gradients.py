@@ -1,0 +1,57 @@
+"""The assertion that the gradient tests rest on refuses the two classic wrong gradients, and some less classic ones."""
+
+import accuracy
+import cases
+import oracle
+import pytest
+import torch
+
+from abckd_kernels import abc_loss
+
+SCALE = 2**10
+
+
+
+def without_last_element(grad):
+    return torch.cat([grad.flatten()[:-1], grad.new_zeros(1)]).view_as(grad)
+
+
+WRONG = {
+    "zero": torch.zeros_like,
+    "sign": torch.neg,
+    "factor": lambda grad: 2 * grad,
+    "one_percent": lambda grad: 1.01 * grad,
+    "batch_mean_left_out": lambda grad: grad * grad.shape[0],
+    "last_element_left_out": without_last_element,
+    "not_written": torch.empty_like,
+    "first_sample_everywhere": lambda grad: grad[:1].expand_as(grad),
+    "none": lambda grad: None,
+}
+
+
+@pytest.fixture(params=cases.DTYPES, ids=cases.name_of)
+def gradient(request):
+    """Ours, the oracle's, and plain PyTorch's stand-in, of a small loss; scaled, as half precision needs."""
+    students, teachers = cases.DOWN.features(request.param)
+    (ours, _) = torch.autograd.grad(abc_loss(students, teachers) * SCALE, students)
+    exact = oracle.abc_loss(*accuracy.all_float64(students, teachers)).student_grads[0] * SCALE
+    return ours, exact, torch.from_numpy(exact).to(request.param)
+
+
+def test_accepts_the_right_one(gradient):
+    accuracy.assert_gradient(*gradient, "gradient", condition=10)
+
+
+@pytest.mark.parametrize("spoil", WRONG.values(), ids=WRONG)
+def test_rejects(spoil, gradient):
+    ours, exact, plain = gradient
+    with pytest.raises(AssertionError):
+        accuracy.assert_gradient(spoil(ours), exact, plain, "gradient", condition=10)
+
+
+def test_rejects_gradients_that_are_rounded_to_half_precision_twice():
+    """Computed in bfloat16 and not only stored in it."""
+    exact = cases.feature((2, 9), torch.float64).numpy()
+    thirds = (torch.from_numpy(exact / 3).bfloat16() * 3).bfloat16()
+    with pytest.raises(AssertionError):
+        accuracy.assert_gradient(thirds, exact, thirds, "gradient")
