@@ -1,8 +1,8 @@
 """Builds the extension abckd_kernels._C; everything else about the package is in pyproject.toml.
 
-ABCKD_BUILD_CUDA=auto|0|1: auto builds the CUDA kernels when nvcc and a CUDA build of torch are there (with or without a GPU), 1 makes
-their absence an error, 0 leaves them out. Without a C++ compiler, or when it fails, the installation succeeds without the
-extension, and one sentence says what is missing: the reference and Triton backends need none.
+ABCKD_BUILD_CUDA=auto|0|1: auto builds the CUDA kernels when nvcc and a CUDA build of torch are there (with or without
+a GPU), 1 makes their absence an error, 0 leaves them out. Without a C++ compiler, or when it fails, the installation
+succeeds without the extension, and one sentence says what is missing: the reference and Triton backends need none.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
+REMAINS = "The reference and Triton backends need none"
 LONGEST_FIRST = ("csrc/torch/module.cpp", "csrc/torch/ops.cpp")  # the only files that include torch
 
 
@@ -29,7 +30,7 @@ def sources(folder: str, pattern: str) -> list[str]:
 
 
 def find_cuda() -> tuple[Path | None, str]:
-    """The toolkit's folder and "", or None and what is missing. nvcc on PATH may be a wrapper: its place says nothing."""
+    """The toolkit's folder and "", or None and what is missing. nvcc on PATH may be a wrapper."""
     import torch
 
     if torch.version.cuda is None:
@@ -48,16 +49,19 @@ def cuda_sources() -> list[str]:
     wish = os.environ.get("ABCKD_BUILD_CUDA", "auto")
     if wish not in ("auto", "0", "1"):
         raise SystemExit(f"ABCKD_BUILD_CUDA: expected auto, 0 or 1, got {wish!r}")
-    files = sources("csrc/cuda", "*.cu")
     if wish == "0":
         return []
     home, missing = find_cuda()
-    if wish == "1" and home is None:
-        raise SystemExit(f"ABCKD_BUILD_CUDA=1, but {missing}")
-    if home is None or not files:
-        say(f"CUDA kernels were not built: {missing or 'this version has none; CUDA tensors are served by triton'}.")
+    files = sources("csrc/cuda", "*.cu")
+    if not files:
+        missing = missing or "this version has none; CUDA tensors are served by Triton"
+    if missing:
+        if wish == "1":
+            raise SystemExit(f"ABCKD_BUILD_CUDA=1, but the CUDA kernels can't be built: {missing}")
+        say(f"CUDA kernels were not built: {missing}.")
         return []
     os.environ.setdefault("CUDA_HOME", str(home))
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0;12.0+PTX")
     return files
 
 
@@ -66,27 +70,29 @@ def extension_options() -> dict:
     # pip builds in an environment of its own; the extension must be built with the torch that will load it.
     sys.path.append(sysconfig.get_path("platlib"))
     try:
-        from torch.utils import cpp_extension
+        gpu_files = cuda_sources()
+        from torch.utils import cpp_extension  # behind cuda_sources: it reads CUDA_HOME when imported
     except ImportError as error:
-        say(f"the C++ extension was not built, because torch can't be imported ({error}).")
+        say(f"the C++ extension was not built: install torch first, it can't be imported ({error}). {REMAINS}.")
         return {}
-    gpu_files = cuda_sources()
     if not any(shutil.which(name) for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name):
-        say("the C++ extension was not built: no C++ compiler was found; the reference and Triton backends remain.")
+        say(f"the C++ extension was not built, because no C++ compiler was found. {REMAINS}.")
         return {}
     flags = ["-O3", "-fvisibility=hidden", "-fopenmp", "-Wno-psabi", "-Wno-maybe-uninitialized"]
     if platform.machine() in ("x86_64", "AMD64"):
         flags.append("-DABCKD_X86")
     kind = cpp_extension.CUDAExtension if gpu_files else cpp_extension.CppExtension
 
+    must_build = os.environ.get("ABCKD_BUILD_CUDA") == "1"
+
     class Build(cpp_extension.BuildExtension):
         def run(self):
             try:
                 super().run()
             except Exception as error:
-                if os.environ.get("ABCKD_BUILD_CUDA") == "1":
+                if must_build:
                     raise
-                say(f"the C++ extension was not built, the compiler failed ({error}); the reference and Triton backends remain.")
+                say(f"the C++ extension was not built, because the compiler failed: {error}. {REMAINS}.")
                 for extension in self.extensions:
                     extension.optional = True
 
@@ -95,10 +101,12 @@ def extension_options() -> dict:
         [*LONGEST_FIRST, *sources("csrc/cpu", "*.cpp"), *gpu_files],
         include_dirs=[str(ROOT / "csrc" / "include")],
         extra_compile_args={"cxx": flags, "nvcc": ["-O3"]},
-        optional=os.environ.get("ABCKD_BUILD_CUDA") != "1",
-        py_limited_api=False,
+        optional=not must_build,
     )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": Build.with_options(use_ninja=shutil.which("ninja") is not None)}}
+    return {
+        "ext_modules": [module],
+        "cmdclass": {"build_ext": Build.with_options(use_ninja=shutil.which("ninja") is not None)},
+    }
 
 
 setup(**extension_options())

@@ -142,8 +142,8 @@ def define(op: str, signature: str, *, folder: str, function: str, fake: Callabl
 
     op: its name. signature: arguments and results in the dispatcher's schema language, equal to the schema that the
     extension declares. folder: the package that holds reference.py and triton.py, each with the Python implementation
-    `function`; they are imported when first used. fake: shapes and dtypes of the results. native: the backends for which
-    this version has C++ kernels.
+    `function`; they are imported when first used. fake: shapes and dtypes of the results. native: the backends for
+    which this version has C++ kernels.
 
     Raises ImportError if an extension of another version is installed.
     """
@@ -175,7 +175,9 @@ def refuse_derivative(op: str) -> None:
     """Make it an error to differentiate `op`: without it PyTorch would let the gradient end there, with a warning."""
 
     def refuse(ctx, *grads):
-        raise RuntimeError(f"abckd::{op} is itself a derivative and can't be differentiated: second derivatives don't exist")
+        raise RuntimeError(
+            f"abckd::{op} is itself a derivative and can't be differentiated: second derivatives don't exist"
+        )
 
     differentiate(op, refuse, None)
 

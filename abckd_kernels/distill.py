@@ -15,7 +15,7 @@ from .ops.shapes import check_feature
 
 
 class DistillerOutput(NamedTuple):
-    """student, teacher: what the networks returned. loss: scalar. attention: (B, n, m), or None if the loss has none."""
+    """student, teacher: what the networks returned. loss: scalar. attention: (B, n, m) or None."""
 
     student: Any
     teacher: Any
@@ -27,20 +27,22 @@ class Distiller(nn.Module):
     """A student and its frozen teacher, with a knowledge-distillation loss between their named layers.
 
     student, teacher: any modules that take the same inputs. student_layers, teacher_layers: dotted module names as in
-    `named_modules()`; "name:1" or "name:key" chooses one element of a layer that returns a tuple, list or dict. The chosen
-    tensors must be features (B, C, *spatial). loss: an `ABCLoss`, or any callable loss(student_features, teacher_features).
+    `named_modules()`; "name:1" or "name:key" chooses one element of a layer that returns a tuple, list or dict. The
+    chosen tensors must be features (B, C, *spatial). loss: an `ABCLoss`, or any callable loss(student_features,
+    teacher_features).
 
-    `distiller(*inputs)` runs the teacher (eval mode, no gradients), then the student, and returns DistillerOutput. A loss with
-    `tap_options` and `from_taps` (`ABCLoss`) needs no feature: forward hooks reduce each one to its attention map where it arises, so
-    that the teacher's can be freed at once, and the student's gradient is added in the backward pass that already reads the
-    feature. Any other loss gets the features.
+    `distiller(*inputs)` runs the teacher (eval mode, no gradients), then the student, and returns DistillerOutput. A
+    loss with `tap_options` and `from_taps` (`ABCLoss`) needs no feature: forward hooks reduce each one to its
+    attention map where it arises, so that the teacher's can be freed at once, and the student's gradient is added in
+    the backward pass that already reads the feature. Any other loss gets the features.
 
-    The teacher is set to requires_grad=False and stays in eval mode. Train `[p for p in distiller.parameters() if p.requires_grad]`: the
-    student's and the loss's. For DistributedDataParallel wrap the distiller. It adds nothing to the student but hooks, which do
-    nothing outside `distiller(...)`; `remove_hooks()` (or leaving a `with` block) takes them off.
+    The teacher is set to requires_grad=False and stays in eval mode. Train `[p for p in distiller.parameters() if
+    p.requires_grad]`: the student's and the loss's. For DistributedDataParallel wrap the distiller. It adds nothing
+    to the student but hooks, which do nothing outside `distiller(...)`; `remove_hooks()` (or leaving a `with` block)
+    takes them off.
 
-    Raises ValueError for a layer name that does not exist, with near matches, and when a forward pass runs a named layer not
-    once, or finds no feature in what it returns.
+    Raises ValueError for a layer name that does not exist, with near matches, and when a forward pass runs a named
+    layer not once, or finds no feature in what it returns.
     """
 
     def __init__(
@@ -67,8 +69,8 @@ class Distiller(nn.Module):
     ) -> DistillerOutput:
         """Run both networks on the same inputs.
 
-        lengths: (B,) integers, the valid part of each padded item, out of padded_length (for a waveform both in samples); needed
-        together. Other arguments go to both networks.
+        lengths: (B,) integers, the valid part of each padded item, out of padded_length (for a waveform both in
+        samples); needed together. Other arguments go to both networks.
         """
         if (lengths is None) != (padded_length is None):
             raise ValueError("lengths and padded_length: give both or neither")
@@ -80,7 +82,9 @@ class Distiller(nn.Module):
         if self._tap_options is None:
             loss, attention = self.loss(student_layers, teacher_layers, **_drop(self._padding, "padded_length")), None
         else:
-            maps_and_means = ([list(part) for part in zip(*layers, strict=True)] for layers in (student_layers, teacher_layers))
+            maps_and_means = (
+                [list(part) for part in zip(*layers, strict=True)] for layers in (student_layers, teacher_layers)
+            )
             loss, attention = self.loss.from_taps(*maps_and_means, **self._padding, return_attention=True)
         return DistillerOutput(student_output, teacher_output, loss, attention)
 
@@ -110,7 +114,7 @@ class Distiller(nn.Module):
 
 
 class _Collector:
-    """Forward hooks on the named layers of one network; `run` returns what `take` took from each, in the order of the names."""
+    """Forward hooks on the named layers of one network; `run` returns what `take` took from each, in their order."""
 
     def __init__(self, network: nn.Module, layers: Sequence[str], argument: str, take: Callable):
         if isinstance(layers, str) or not layers:
@@ -170,8 +174,10 @@ class _Collector:
         if not element:
             if isinstance(output, Tensor):
                 return output
-            raise ValueError(f"{self._at(index)} returns a {type(output).__name__}; choose an element, as in "
-                             f"'{self._layers[index]}:0'")
+            raise ValueError(
+                f"{self._at(index)} returns a {type(output).__name__}; choose an element, as in "
+                f"'{self._layers[index]}:0'"
+            )
         try:
             return output[element] if isinstance(output, dict) else output[int(element)]
         except (KeyError, IndexError, ValueError, TypeError) as error:

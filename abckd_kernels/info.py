@@ -1,4 +1,4 @@
-"""`python -m abckd_kernels.info`: versions, what was built, and which backend serves each op on each device, and why not the others."""
+"""`python -m abckd_kernels.info`: versions, what was built, which backend serves each op, and why not the others."""
 
 from __future__ import annotations
 

@@ -82,8 +82,9 @@ def compress(
     padded_length = max(size[0] for size in sizes) if padded_length is None else padded_length
     batch, n, m = students[0].shape[0], len(students), len(teachers)
     mask = np.ones((n, m), bool) if mask is None else np.asarray(mask, bool)
-    result = Compressed(np.zeros((batch, n)), np.zeros((batch, n, m)), [np.zeros(x.shape) for x in students],
-                        np.zeros((batch, n, m)))
+    result = Compressed(
+        np.zeros((batch, n)), np.zeros((batch, n, m)), [np.zeros(x.shape) for x in students], np.zeros((batch, n, m))
+    )
     for b in range(batch):
         length = None if lengths is None else [lengths[b]]
         rows = valid_frames(length, grid[0], padded_length, 1)[0]
@@ -163,8 +164,17 @@ def abc_loss(
     weights = np.full(n, 1 / n) if weights is None else np.asarray(weights, float)
     valid = [valid_frames(lengths, x.shape[2], padded_length, batch) for x in (*students, *teachers)]
     maps = [attention_map(x, power, frames) for x, frames in zip((*students, *teachers), valid, strict=True)]
-    small = compress(maps[:n], maps[n:], scores=scores, mask=mask, grid=grid, per_frame=normalize == "frame",
-                     temperature=temperature, lengths=lengths, padded_length=padded_length)
+    small = compress(
+        maps[:n],
+        maps[n:],
+        scores=scores,
+        mask=mask,
+        grid=grid,
+        per_frame=normalize == "frame",
+        temperature=temperature,
+        lengths=lengths,
+        padded_length=padded_length,
+    )
     grads = [
         tap_gradient(x, power, frames, map_grad=map_grad * weight / batch)
         for x, frames, map_grad, weight in zip(students, valid, small.map_grads, weights, strict=False)

@@ -55,8 +55,15 @@ def abc_loss(
     maps = [tap(x, power, oracle.valid_frames(lengths, x.shape[2], padded_length, batch))[0] for x in features]
     if isinstance(scores, str):
         scores = torch.zeros(batch, n, len(teachers))
-    distances, _ = compress(maps[:n], maps[n:], scores=scores, per_frame=normalize == "frame", lengths=lengths,
-                            padded_length=padded_length, **options)
+    distances, _ = compress(
+        maps[:n],
+        maps[n:],
+        scores=scores,
+        per_frame=normalize == "frame",
+        lengths=lengths,
+        padded_length=padded_length,
+        **options,
+    )
     weights = torch.full((n,), 1 / n) if weights is None else torch.tensor(weights, dtype=torch.float64)
     return (distances @ weights.to(distances)).mean()
 

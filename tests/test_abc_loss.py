@@ -21,8 +21,10 @@ def check(layers, dtype, layout=cases.contiguous, scale=1.0, **options):
     assert loss.dtype == attention.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     grads = torch.autograd.grad(loss, students, torch.tensor(scale, dtype=loss.dtype))
 
-    numbers = {name: accuracy.float64(x) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-               for name, x in options.items()}
+    numbers = {
+        name: accuracy.float64(x) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+        for name, x in options.items()
+    }
     exact = oracle.abc_loss(*accuracy.all_float64(students, teachers), **numbers)
     copies = [x.detach().clone().requires_grad_() for x in students]
     plain_loss = plain.abc_loss(copies, teachers, **options)
@@ -73,8 +75,7 @@ def test_gradient_of_given_scores(backend, rng):
     students, teachers = cases.DOWN.features(torch.float32)
     scores = torch.randn(cases.DOWN.pairs, generator=rng).requires_grad_()
     abc_loss(students, teachers, scores=scores).backward()
-    exact = oracle.abc_loss(*accuracy.all_float64(students, teachers),
-                            scores=accuracy.float64(scores))
+    exact = oracle.abc_loss(*accuracy.all_float64(students, teachers), scores=accuracy.float64(scores))
     torch.testing.assert_close(scores.grad.double(), torch.from_numpy(exact.score_grads), rtol=1e-4, atol=1e-7)
 
 
@@ -210,8 +211,10 @@ class TestABCLoss:
             return oracle.channel_mean(x, oracle.valid_frames(lengths, x.shape[2], padded, batch))
 
         queries = [mean(x) @ accuracy.float64(f.weight).T for x, f in zip(students, module.queries, strict=True)]
-        keys = [mean(x) @ accuracy.float64(f.weight).T + accuracy.float64(e)
-                for x, f, e in zip(teachers, module.keys, module.layer_embedding, strict=True)]
+        keys = [
+            mean(x) @ accuracy.float64(f.weight).T + accuracy.float64(e)
+            for x, f, e in zip(teachers, module.keys, module.layer_embedding, strict=True)
+        ]
         pairs = [[(q * k).sum(-1) / 6**0.5 for k in keys] for q in queries]
         return np.array(pairs).transpose(2, 0, 1)
 

@@ -1,7 +1,7 @@
 """Every Triton kernel compiles for every target that we name, without a GPU: no spill, no local memory, 16-byte loads.
 
-What is compiled is what the ops launch: their launches are recorded at the shapes of a noise suppressor, and each one becomes a
-signature as Triton's own launcher would specialise it.
+What is compiled is what the ops launch: their launches are recorded at the shapes of a noise suppressor, and each one
+becomes a signature as Triton's own launcher would specialise it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def features(dtype, channels_last=False):
 
 
 def specialise(value, path):
-    """Type, constants and attributes of one argument, as in Triton's launcher: 1 is a constant, multiples of 16 are known."""
+    """Type, constants and attributes of one argument, as Triton's launcher has them: 1 is a constant, 16 divides."""
     divisible = {path: [["tt.divisibility", 16]]}
     if isinstance(value, tuple):
         parts = [specialise(item, (*path, index)) for index, item in enumerate(value)]
@@ -156,7 +156,8 @@ def test_tap_with_means_and_lengths(launches, target, dtype):
 def test_compress(launches, target, per_frame, grid):
     students, teachers = ([torch.empty(2, 200, 64) for _ in range(count)] for count in (3, 6))
     lengths = torch.tensor([200, 77])
-    compress_kernels.forward(students, teachers, None, torch.ones(3, 6, dtype=torch.bool), grid, per_frame, 0.1, lengths, 200, True)
+    mask = torch.ones(3, 6, dtype=torch.bool)
+    compress_kernels.forward(students, teachers, None, mask, grid, per_frame, 0.1, lengths, 200, True)
     compress_kernels.backward(torch.empty(2, 3), torch.empty(2, 3, *grid), [200, 64] * 3, lengths, 200)
     for _, binary in compile_all(launches, target):
         if grid == [200, 64]:

@@ -52,8 +52,15 @@ def distil(student, teacher, loss=None, layers=LAYERS):
 
 
 def hooks_of(network):
-    return [hook for module in network.modules() for hook in
-            (*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *module._backward_hooks.values())]
+    return [
+        hook
+        for module in network.modules()
+        for hook in (
+            *module._forward_hooks.values(),
+            *module._forward_pre_hooks.values(),
+            *module._backward_hooks.values(),
+        )
+    ]
 
 
 # ---------------------------------------------------------------------------------------------- what it computes
@@ -69,8 +76,11 @@ def by_hand(student, teacher, loss, x):
     return student.head(second), loss([first, second], [teacher_first, teacher_second])
 
 
-@pytest.mark.parametrize("make_loss", [learned_loss, lambda: ABCLoss([3, 6], [5, 10], scores="similarity", power=1),
-                                       lambda: abc_loss], ids=["learned", "similarity", "callable"])
+@pytest.mark.parametrize(
+    "make_loss",
+    [learned_loss, lambda: ABCLoss([3, 6], [5, 10], scores="similarity", power=1), lambda: abc_loss],
+    ids=["learned", "similarity", "callable"],
+)
 def test_equals_a_loop_written_by_hand(make_loss):
     student, teacher = networks()
     plain_student, plain_teacher = copy.deepcopy((student, teacher))
@@ -375,7 +385,7 @@ def test_features_path_gets_features():
     output = distil(*networks(), loss)(X)
     output.loss.backward()
     assert [[tuple(x.shape) for x in side] for side in seen[0]] == [
-        [(2, 3, 8, 6), (2, 6, 4, 3)], [(2, 5, 8, 6), (2, 10, 4, 3)]
+        [(2, 3, 8, 6), (2, 6, 4, 3)],
+        [(2, 5, 8, 6), (2, 10, 4, 3)],
     ]
     assert not any(x.requires_grad for x in seen[0][1])
-

@@ -124,8 +124,10 @@ def test_padding_does_not_matter(coarse, ratio, more, normalize):
     valid = coarse, coarse * ratio
     padded = [frames * (1 + more) for frames in valid]
     features = [cases.feature((2, 3, frames, 4), torch.float64, k) for k, frames in enumerate(valid)]
-    longer = [torch.cat([x, torch.full((2, 3, end - x.shape[2], 4), torch.nan)], 2)
-              for x, end in zip(features, padded, strict=True)]
+    longer = [
+        torch.cat([x, torch.full((2, 3, end - x.shape[2], 4), torch.nan)], 2)
+        for x, end in zip(features, padded, strict=True)
+    ]
     lengths = torch.tensor([valid[1], valid[1]])
     loss, (grad,) = loss_and_gradients(features[:1], features[1:], normalize=normalize)
     same, (longer_grad,) = loss_and_gradients(longer[:1], longer[1:], normalize=normalize, lengths=lengths)

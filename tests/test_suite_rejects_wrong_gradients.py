@@ -11,7 +11,6 @@ from abckd_kernels import abc_loss
 SCALE = 2**10
 
 
-
 def without_last_element(grad):
     return torch.cat([grad.flatten()[:-1], grad.new_zeros(1)]).view_as(grad)
 

@@ -31,7 +31,12 @@ pytestmark = [
 @pytest.mark.parametrize("file", SELECTED)
 def test_numerics_in_the_interpreter(file):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-m", "not big"]
-    result = subprocess.run([*command, "-k", f"triton and ({SELECTED[file]})"], cwd=TESTS, text=True,
-                            env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True)
+    result = subprocess.run(
+        [*command, "-k", f"triton and ({SELECTED[file]})"],
+        cwd=TESTS,
+        text=True,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+    )
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", result.stdout).group(1)) >= 5, result.stdout

@@ -1,11 +1,12 @@
 """ABC-KD: attention-based-compression knowledge distillation.
 
-Each student layer i learns the compression c_i of all teacher layers: the mean of their normalised attention maps a_j, weighted by an
-attention alpha_i over the teacher layers,
+Each student layer i learns the compression c_i of all teacher layers: the mean of their normalised attention maps
+a_j, weighted by an attention alpha_i over the teacher layers,
 
     L = sum_i w_i mean_b d_i,   d_i = ||a_i - c_i||^2,   c_i = sum_j alpha_ij a_j,   alpha_i = softmax_j s_ij
 
-(`ops.tap` defines the maps, `ops.compress` all that follows). Gradients reach the student and the learned parameters, never the teacher.
+(`ops.tap` defines the maps, `ops.compress` all that follows). Gradients reach the student and the learned parameters,
+never the teacher.
 
 Source: our reading of the abstract of ABC-KD, arXiv 2305.16665; the abstract is all that we have of the paper.
 """
@@ -40,20 +41,22 @@ def abc_loss(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention-based-compression distillation loss (the definition is at the top of this module).
 
-    student_features: n features (B, C, *spatial) with spatial = (T,), (T, F) or (H, W); teacher_features: m such features. The batch
-    size agrees everywhere, channels and spatial sizes need not. float32, float64, bfloat16 or float16.
+    student_features: n features (B, C, *spatial) with spatial = (T,), (T, F) or (H, W); teacher_features: m such
+    features. The batch size agrees everywhere, channels and spatial sizes need not. float32, float64, bfloat16 or
+    float16.
 
-    scores: None, the similarity <a_i, a_j> / temperature; "uniform", every allowed teacher layer alike; or a tensor (B, n, m).
-    temperature: of the similarity, without meaning for other scores. power: r of the attention map mean_c |x|^r, 1 or 2.
-    grid: common resolution of the maps, (T,) or (T, F); default: the elementwise minimum of all layers' spatial sizes.
-    normalize: "sample", each map has norm 1; "frame", each of its frames has (needs a second spatial axis).
-    lengths: (B,) integers, valid frames counted at the layer with most frames; later frames count nowhere.
-    weights: n numbers w_i; default 1/n. mask: (n, m) bool, true where student layer i may use teacher layer j.
-    reduction: "mean" over the batch, "sum" over it, or "none" for (B,). return_attention: return (loss, alpha (B, n, m)) too.
+    scores: None, the similarity <a_i, a_j> / temperature; "uniform", every allowed teacher layer alike; or a tensor
+    (B, n, m). temperature: of the similarity, without meaning for other scores. power: r of the attention map mean_c
+    |x|^r, 1 or 2. grid: common resolution of the maps, (T,) or (T, F); default: the elementwise minimum of all
+    layers' spatial sizes. normalize: "sample", each map has norm 1; "frame", each of its frames has (needs a second
+    spatial axis). lengths: (B,) integers, valid frames counted at the layer with most frames; later frames count
+    nowhere. weights: n numbers w_i; default 1/n. mask: (n, m) bool, true where student layer i may use teacher layer
+    j. reduction: "mean" over the batch, "sum" over it, or "none" for (B,). return_attention: return (loss, alpha (B,
+    n, m)) too.
 
-    Returns a float32 loss (float64 if a feature is), within [0, 2] times the sum of the weights per sample. An empty batch
-    gives zero; a silent (all-zero) student sample a finite loss and zero gradient. Raises TypeError or ValueError that names the
-    argument and the layer.
+    Returns a float32 loss (float64 if a feature is), within [0, 2] times the sum of the weights per sample. An empty
+    batch gives zero; a silent (all-zero) student sample a finite loss and zero gradient. Raises TypeError or
+    ValueError that names the argument and the layer.
     """
     _check_pair(student_features, teacher_features)
     n = len(student_features)
@@ -80,12 +83,12 @@ def abc_loss(
 class ABCLoss(nn.Module):
     """`abc_loss` with learned scores s_ij = (W_i^Q mu(S_i)) . (W_j^K mu(T_j) + e_j) / sqrt(dim), mu = channel mean.
 
-    student_channels, teacher_channels: C of the n student and m teacher layers. dim: size of queries and keys. scores: "learned",
-    or "similarity" or "uniform" for the parameter-free forms (then nothing is learned). The other arguments are
-    abc_loss's. The state dict depends on channels and dim only, not on batch or map size.
+    student_channels, teacher_channels: C of the n student and m teacher layers. dim: size of queries and keys.
+    scores: "learned", or "similarity" or "uniform" for the parameter-free forms (then nothing is learned). The other
+    arguments are abc_loss's. The state dict depends on channels and dim only, not on batch or map size.
 
-    Attributes: queries, keys (nn.ModuleList of nn.Linear without bias), layer_embedding (m, dim); tap_options, which tell
-    `Distiller` what to take from each feature.
+    Attributes: queries, keys (nn.ModuleList of nn.Linear without bias), layer_embedding (m, dim); tap_options, which
+    tell `Distiller` what to take from each feature.
     """
 
     def __init__(
@@ -137,7 +140,12 @@ class ABCLoss(nn.Module):
         _, maps, means = tap_all(features, **self.tap_options, lengths=lengths, padded_length=frames)
         student, teacher = (maps[:n], means[:n]), (maps[n:], means[n:])
         return self.from_taps(
-            student, teacher, lengths=lengths, padded_length=frames, reduction=reduction, return_attention=return_attention
+            student,
+            teacher,
+            lengths=lengths,
+            padded_length=frames,
+            reduction=reduction,
+            return_attention=return_attention,
         )
 
     def from_taps(
@@ -150,11 +158,17 @@ class ABCLoss(nn.Module):
         reduction: str = "mean",
         return_attention: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The loss of (maps, channel means) that `tap` took with `tap_options` from the student's and the teacher's layers."""
+        """The loss of (maps, channel means) that `tap` took with `tap_options` from the layers of both networks."""
         (student_maps, student_means), (teacher_maps, teacher_means) = student, teacher
         self._check_counts(len(student_maps), len(teacher_maps))
         learned = self.scores == "learned"
-        scores = self._scores(student_means, teacher_means) if learned else None if self.scores == "similarity" else "uniform"
+        scores = (
+            self._scores(student_means, teacher_means)
+            if learned
+            else None
+            if self.scores == "similarity"
+            else "uniform"
+        )
         return _compressed(
             student_maps,
             teacher_maps,
@@ -191,8 +205,8 @@ class ABCLoss(nn.Module):
 
 
 def _compressed(
-    student_maps, teacher_maps, *, scores, temperature, grid, normalize, lengths, padded_length, weights, mask, reduction,
-    return_attention,
+    student_maps, teacher_maps, *, scores, temperature, grid, normalize, lengths, padded_length, weights, mask,
+    reduction, return_attention,
 ):  # fmt: skip
     if normalize not in ("sample", "frame"):
         raise ValueError(f"normalize: expected 'sample' or 'frame', got {normalize!r}")
@@ -244,4 +258,6 @@ def _check_pair(student_features, teacher_features) -> None:
                 ("device", first.device, x.device),
             ):
                 if got != expected:
-                    raise ValueError(f"{name}[{index}]: expected {what} {expected} as in student_features[0], got {got}")
+                    raise ValueError(
+                        f"{name}[{index}]: expected {what} {expected} as in student_features[0], got {got}"
+                    )

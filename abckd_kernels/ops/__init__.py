@@ -1,4 +1,4 @@
-"""The fused ops. One folder each: the op in __init__.py, its definition in reference.py, its GPU kernels in triton.py."""
+"""The fused ops, one folder each: the op in __init__.py, its definition in reference.py, GPU kernels in triton.py."""
 
 from .compress import compress
 from .tap import Tapped, tap, tap_all

@@ -2,8 +2,8 @@
 
 A feature is (B, C, *spatial) with spatial = (T,), (T, F) or (H, W); the first spatial axis is called frames.
 
-Padding: `lengths` (B,) counts valid frames on the scale of `padded_length`, the frames that the padded batch has on that
-scale. A map with T frames then has ceil(lengths * T / padded_length) valid ones, in integers, so that layers of
+Padding: `lengths` (B,) counts valid frames on the scale of `padded_length`, the frames that the padded batch has on
+that scale. A map with T frames then has ceil(lengths * T / padded_length) valid ones, in integers, so that layers of
 different resolution agree on where an utterance ends.
 """
 
@@ -48,7 +48,7 @@ def check_features(features: Sequence[Tensor], name: str) -> None:
 
 
 def check_lengths(lengths: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
-    """`lengths` as int64 on `device`. Raises TypeError or ValueError unless it is None or integers of shape (batch,)."""
+    """`lengths` as int64 on `device`. Raises TypeError or ValueError unless None or integers (batch,)."""
     if lengths is None:
         return None
     if not isinstance(lengths, Tensor):
@@ -91,4 +91,6 @@ def empty_like(x: Tensor) -> Tensor:
 
 
 def _describe(value) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__} {value!r}"
+    return (
+        f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__} {value!r}"
+    )

@@ -1,8 +1,8 @@
 """What the Triton kernels share: several layers in one launch, and launches themselves.
 
 A launch serves many layers. What differs between them comes as tuples, one item per layer; the tiles of all layers are
-numbered through, and a program picks its own layer's items with `pick`. That keeps the kernel's body single, where a branch per
-layer would repeat it.
+numbered through, and a program picks its own layer's items with `pick`. That keeps the kernel's body single, where a
+branch per layer would repeat it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-
-# Left alone, ptxas spills a register or two to reach one more block per multiprocessor, which a kernel that waits for memory
-# does not need.
+# Left alone, ptxas spills a register or two to reach one more block per multiprocessor, which a kernel that waits for
+# memory does not need.
 OPTIONS = {} if torch.version.hip else {"maxnreg": 128}
 
 

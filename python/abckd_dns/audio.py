@@ -16,9 +16,7 @@ from torch import Tensor
 from .errors import InputError
 from .stft import SAMPLE_RATE
 
-AUDIO_SUFFIXES = frozenset(
-    (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf")
-)
+AUDIO_SUFFIXES = frozenset((".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf"))
 
 
 def list_audio(folder: Path, argument: str) -> list[Path]:

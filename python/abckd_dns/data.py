@@ -110,9 +110,7 @@ class SegmentPool:
     def corrupt_count(self) -> int:
         return int(self._corrupt.sum())
 
-    def draw(
-        self, length: int, rng: np.random.Generator, min_level: float = -90.0, from_start: bool = False
-    ) -> Tensor:
+    def draw(self, length: int, rng: np.random.Generator, min_level: float = -90.0, from_start: bool = False) -> Tensor:
         """A segment of at most `length` samples at 16 kHz, of at least `min_level` dBFS."""
         for _ in range(_TRIES):
             # Drawn before the file is looked at, so that later draws do not depend on what is known of it.

@@ -70,9 +70,7 @@ def demo(options: DemoOptions) -> None:
 
     train(TrainOptions(out=teacher, preset="teacher", steps=options.teacher_steps, **shared))
     for folder, loss in ((alone, "none"), (distilled, "abc")):
-        distill(
-            DistillOptions(out=folder, teacher=str(teacher), loss=loss, steps=options.student_steps, **shared)
-        )
+        distill(DistillOptions(out=folder, teacher=str(teacher), loss=loss, steps=options.student_steps, **shared))
 
     checkpoints = tuple(map(str, (teacher, alone, distilled)))
     comparison = EvaluateOptions(
@@ -117,9 +115,7 @@ def _data(options: DemoOptions) -> tuple[MixtureOptions, MixtureOptions]:
     if options.test_clean is None or options.test_noise is None:
         print("note: without --test-clean and --test-noise the comparison uses recordings of the training")
     training = MixtureOptions(clean=options.clean, noise=options.noise)
-    test = MixtureOptions(
-        clean=options.test_clean or options.clean, noise=options.test_noise or options.noise
-    )
+    test = MixtureOptions(clean=options.test_clean or options.clean, noise=options.test_noise or options.noise)
     return training, test
 
 

@@ -112,9 +112,7 @@ def _make(folder: Path, workplace: Path) -> None:
             continue
         finally:
             shutil.rmtree(unpacked)
-        sources.append(
-            {"package": package.name, "version": version, "licence": package.licence, "seconds": seconds}
-        )
+        sources.append({"package": package.name, "version": version, "licence": package.licence, "seconds": seconds})
     files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*.flac"))}
     for split in _SPLITS:
         if not any(name.startswith(split) for name in files):

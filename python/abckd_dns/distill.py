@@ -56,9 +56,7 @@ def distill(options: DistillOptions) -> None:
     if options.label_free and options.loss == "none":
         raise InputError("--loss none with --label-free leaves nothing to learn from; choose abc or response")
     if options.noisy is not None and not options.label_free:
-        raise InputError(
-            "--noisy has no clean speech to learn from: add --label-free, or give --clean and --noise"
-        )
+        raise InputError("--noisy has no clean speech to learn from: add --label-free, or give --clean and --noise")
     set_seed(options.seed)
     student = load_network(options.student, "--student")
     teacher = load_network(options.teacher, "--teacher").requires_grad_(False).eval()

@@ -61,6 +61,4 @@ def enhance(network: nn.Module, noisy: Tensor) -> Tensor:
 
 
 def best_device() -> torch.device:
-    return (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    )
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")

@@ -125,13 +125,9 @@ def write_csv(path: Path, scores: Scores, example_names: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["system", *(f"{metric} {part}" for metric in METRICS for part in ("mean", "margin95"))]
-        )
+        writer.writerow(["system", *(f"{metric} {part}" for metric in METRICS for part in ("mean", "margin95"))])
         for name, by_metric in scores.items():
-            writer.writerow(
-                [name, *(value for values in by_metric.values() for value in mean_and_margin(values))]
-            )
+            writer.writerow([name, *(value for values in by_metric.values() for value in mean_and_margin(values))])
     with _files_csv(path).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["system", "example", *METRICS])
@@ -146,8 +142,5 @@ def _files_csv(path: Path) -> Path:
 
 def _unique_names(checkpoints: tuple[str, ...]) -> list[str]:
     """The name of the run's folder or of the file; the whole checkpoint where that is not unique."""
-    short = [
-        Path(name).parent.name if Path(name).name == CHECKPOINT_NAME else Path(name).stem
-        for name in checkpoints
-    ]
+    short = [Path(name).parent.name if Path(name).name == CHECKPOINT_NAME else Path(name).stem for name in checkpoints]
     return [name if short.count(name) == 1 else whole for name, whole in zip(short, checkpoints, strict=True)]

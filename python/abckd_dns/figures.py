@@ -12,9 +12,7 @@ from .stft import HOP, SAMPLE_RATE, Stft
 _RANGE_DB = (-45, 25)  # from silence to the strongest harmonics of speech at -25 dBFS
 
 
-def attention_figure(
-    attention: Tensor, student_layers: Sequence[str], teacher_layers: Sequence[str]
-) -> Figure:
+def attention_figure(attention: Tensor, student_layers: Sequence[str], teacher_layers: Sequence[str]) -> Figure:
     """Attention (n, m) as a matrix: which teacher layers (columns) each student layer (rows) learns from."""
     rows, columns = attention.shape
     figure = Figure(figsize=(2.5 + 0.6 * columns, 1.8 + 0.5 * rows), layout="constrained")

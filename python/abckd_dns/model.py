@@ -50,15 +50,11 @@ class Denoiser(nn.Module):
         for _ in channels:
             bins.append((bins[-1] + 1) // 2)
         self.stft = Stft()
-        self.encoder = nn.ModuleList(
-            EncoderStage(source, target) for source, target in pairwise((3, *channels))
-        )
+        self.encoder = nn.ModuleList(EncoderStage(source, target) for source, target in pairwise((3, *channels)))
         self.bottleneck = Recurrence(channels[-1], bins[-1], config.recurrent_size)
         # Skip connections are added, not concatenated: half the work for the decoder.
         self.skips = nn.ModuleList(nn.Conv2d(count, count, 1) for count in channels[::-1])
-        self.decoder = nn.ModuleList(
-            DecoderStage(source, target) for source, target in pairwise(channels[::-1])
-        )
+        self.decoder = nn.ModuleList(DecoderStage(source, target) for source, target in pairwise(channels[::-1]))
         self.mask = CausalTransposedConv(channels[0], 2)
         with torch.no_grad():  # start close to the identity: a mask of tanh(1) + 0i
             self.mask.weight.mul_(0.1)

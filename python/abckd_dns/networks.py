@@ -77,21 +77,15 @@ def _call_factory(module_name: str, function_name: str, argument: str) -> nn.Mod
     except AttributeError as error:
         raise InputError(f"{argument}: {module_name} has no {function_name}") from error
     if not callable(function):
-        raise InputError(
-            f"{argument}: {name} is a {type(function).__name__}, expected a function without arguments"
-        )
+        raise InputError(f"{argument}: {name} is a {type(function).__name__}, expected a function without arguments")
     try:
         network = function()
     except TypeError as error:
-        raise InputError(
-            f"{argument}: {name}() failed, expected a function without arguments: {error}"
-        ) from error
+        raise InputError(f"{argument}: {name}() failed, expected a function without arguments: {error}") from error
     except Exception as error:  # whatever a foreign function may raise
         raise InputError(f"{argument}: {name}() failed: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
-        raise InputError(
-            f"{argument}: {name}() returned a {type(network).__name__}, expected a torch.nn.Module"
-        )
+        raise InputError(f"{argument}: {name}() returned a {type(network).__name__}, expected a torch.nn.Module")
     _check_interface(network, name, argument)
     return network
 

@@ -28,9 +28,7 @@ class SpeechLoss(nn.Module):
                 (a - b).square().mean()
                 for a, b in zip(compress(self.stft(estimate)), compress(self.stft(target)), strict=True)
             )
-            return (
-                0.5 * (real + imaginary) + magnitude - self.sisdr_weight * soft_sisdr(estimate, target).mean()
-            )
+            return 0.5 * (real + imaginary) + magnitude - self.sisdr_weight * soft_sisdr(estimate, target).mean()
 
 
 def soft_sisdr(estimate: Tensor, target: Tensor, ceiling_db: float = 30.0) -> Tensor:

@@ -57,9 +57,7 @@ class TrainingOptions(MixtureOptions):
     def __post_init__(self) -> None:
         for argument in ("steps", "batch_size", "segment_seconds", "lr", "clip", "log_every", "save_every"):
             if not getattr(self, argument) > 0:
-                raise InputError(
-                    f"--{argument.replace('_', '-')}: expected more than 0, got {getattr(self, argument)}"
-                )
+                raise InputError(f"--{argument.replace('_', '-')}: expected more than 0, got {getattr(self, argument)}")
 
     @property
     def segment_length(self) -> int:
@@ -112,9 +110,7 @@ def fit(
 
     optimizer = torch.optim.AdamW([p for p in system.parameters() if p.requires_grad], lr=options.lr)
     # Not given to accelerate: it would step the schedule once per process.
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _warm_up_then_cosine(step, options.steps)
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_up_then_cosine(step, options.steps))
     loader = DataLoader(
         examples,
         options.batch_size,

@@ -202,9 +202,7 @@ def test_error_of_a_worker_process_reads_like_any_other(folders, tmp_path, capsy
 
 
 def test_infinite_loss_stops_the_run(folders, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "abckd_dns.train.SpeechLoss.forward", lambda self, estimate, target: estimate.sum() * math.nan
-    )
+    monkeypatch.setattr("abckd_dns.train.SpeechLoss.forward", lambda self, estimate, target: estimate.sum() * math.nan)
     message = fails_with(capsys, "train", "--out", str(tmp_path), *data_arguments(folders), *SHORT)
     assert "the loss became nan by step 1" in message
     assert not (tmp_path / "model.safetensors").exists()
@@ -245,9 +243,7 @@ def test_evaluate_on_incomplete_pairs(runs, tmp_path, capsys):
     assert "16000 samples" in fails_with(capsys, *start)
 
 
-@pytest.mark.parametrize(
-    ("rate", "channels", "length"), [(16_000, 1, 24_001), (44_100, 2, 30_000), (8_000, 1, 5)]
-)
+@pytest.mark.parametrize(("rate", "channels", "length"), [(16_000, 1, 24_001), (44_100, 2, 30_000), (8_000, 1, 5)])
 def test_denoise_keeps_rate_channels_and_length(runs, tmp_path, rate, channels, length):
     samples = 0.1 * np.random.default_rng(0).standard_normal((length, channels))
     source, target = tmp_path / "noisy.wav", tmp_path / "out" / "enhanced.wav"
@@ -282,9 +278,7 @@ def test_demo_on_own_folders(folders, tmp_path, capsys):
         + ["--teacher-steps", "2", "--student-steps", "2", "--count", "2"]
     )
     printed = capsys.readouterr().out
-    assert all(
-        name in printed for name in ("noisy input", "teacher", "student_alone", "student_distilled", "paired")
-    )
+    assert all(name in printed for name in ("noisy input", "teacher", "student_alone", "student_distilled", "paired"))
     for name in ("evaluation.csv", "noisy.wav", "enhanced.wav", "noisy.png", "enhanced.png", "attention.png"):
         assert (tmp_path / name).stat().st_size > 0
         assert name in printed

@@ -175,9 +175,7 @@ def test_package_that_appears_with_new_lists_is_used(system, monkeypatch):
 def test_without_apt_says_which_folders_to_give(system, monkeypatch, missing):
     monkeypatch.setattr(demo_data.shutil, "which", lambda program: None if program == missing else program)
     for command in ("fetch-demo-data", "demo"):
-        with pytest.raises(
-            SystemExit, match=f"{missing} is not on this system.*--clean FOLDER --noise FOLDER"
-        ):
+        with pytest.raises(SystemExit, match=f"{missing} is not on this system.*--clean FOLDER --noise FOLDER"):
             main([command])
 
 

@@ -50,12 +50,7 @@ def test_mean_and_margin():
 
 
 def test_table_has_a_row_per_system():
-    scores = {
-        name: {metric: [value, value] for metric in METRICS}
-        for name, value in (("noisy", 1.0), ("best", 2.5))
-    }
+    scores = {name: {metric: [value, value] for metric in METRICS} for name, value in (("noisy", 1.0), ("best", 2.5))}
     lines = format_table(scores).splitlines()
     assert len(lines) == 3 and all(metric in lines[0] for metric in METRICS)
-    assert (
-        lines[2].startswith("best") and lines[2].split(maxsplit=1)[1].split("  ")[0].strip() == "2.50 ± 0.00"
-    )
+    assert lines[2].startswith("best") and lines[2].split(maxsplit=1)[1].split("  ")[0].strip() == "2.50 ± 0.00"

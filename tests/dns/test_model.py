@@ -31,9 +31,7 @@ def test_causal():
     changed = waveform.clone()
     changed[:, changed_from:] += 0.1 * torch.randn(1, 16_000 - changed_from)
     before, after = network(waveform), network(changed)
-    torch.testing.assert_close(
-        after[:, : changed_from - N_FFT], before[:, : changed_from - N_FFT], rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(after[:, : changed_from - N_FFT], before[:, : changed_from - N_FFT], rtol=0, atol=1e-6)
     assert (after[:, changed_from:] - before[:, changed_from:]).abs().max() > 1e-3
 
 

@@ -28,9 +28,7 @@ def test_checkpoint_of_an_own_network(tmp_path):
     save_checkpoint(tmp_path / "model.safetensors", network)
     again = load_network(f"own_networks:small@{tmp_path}", "--teacher")
     assert torch.equal(again(WAVEFORM), network(WAVEFORM))
-    with pytest.raises(
-        InputError, match=r"--teacher: .* weights of own_networks.Gate.*package.module:factory@"
-    ):
+    with pytest.raises(InputError, match=r"--teacher: .* weights of own_networks.Gate.*package.module:factory@"):
         load_network(str(tmp_path), "--teacher")
     with pytest.raises(InputError, match="do not fit the network"):
         load_network(f"own_networks:large@{tmp_path}", "--teacher")

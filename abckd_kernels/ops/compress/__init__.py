@@ -10,12 +10,12 @@ For n student maps and m teacher maps of any resolution, pooled to `grid` by the
     c_i      = sum_j alpha_ij a_j
     d_i      = ||a_i - c_i||^2                  per frame: the mean over valid frames; in [0, 2]
 
-Everything is float32, or float64 if any map is. Distances are summed from differences, never from a Gram matrix: where a student
-has learned its teacher, the difference of two large dot products has no digits left.
+Everything is float32, or float64 if any map is. Distances are summed from differences, never from a Gram matrix:
+where a student has learned its teacher, the difference of two large dot products has no digits left.
 
-Forward also computes the derivative of each d_i (d_i depends on map i only), so that backward needs no map again: what is
-saved is one grid per student layer. Bytes: the maps are 1/C of the features; both passes together move less than 4/C of a
-feature's bytes.
+Forward also computes the derivative of each d_i (d_i depends on map i only), so that backward needs no map again:
+what is saved is one grid per student layer. Bytes: the maps are 1/C of the features; both passes together move less
+than 4/C of a feature's bytes.
 """
 
 from __future__ import annotations
@@ -51,13 +51,14 @@ def compress(
 ) -> tuple[Tensor, Tensor]:
     """Distances and attention of attention-based compression (the definition is at the top of this module).
 
-    student_maps, teacher_maps: n and m maps (B, T) or (B, T, F) as `tap` returns them, of any sizes. scores: (B, n, m), taken
-    instead of similarities (temperature is then not used). mask: (n, m) bool, true where student layer i may use teacher layer j.
-    grid: common resolution, (T,) or (T, F); default: the elementwise minimum of all maps. per_frame: normalise each frame by
-    itself. lengths, padded_length: see ops.shapes; padded_length defaults to the largest T among the maps.
+    student_maps, teacher_maps: n and m maps (B, T) or (B, T, F) as `tap` returns them, of any sizes. scores: (B, n,
+    m), taken instead of similarities (temperature is then not used). mask: (n, m) bool, true where student layer i
+    may use teacher layer j. grid: common resolution, (T,) or (T, F); default: the elementwise minimum of all maps.
+    per_frame: normalise each frame by itself. lengths, padded_length: see ops.shapes; padded_length defaults to the
+    largest T among the maps.
 
-    Returns distances (B, n) and attention (B, n, m). Gradients reach the student maps and `scores`; never the teacher maps. The
-    attention is differentiable with respect to `scores` and constant without them.
+    Returns distances (B, n) and attention (B, n, m). Gradients reach the student maps and `scores`; never the teacher
+    maps. The attention is differentiable with respect to `scores` and constant without them.
 
     Raises TypeError or ValueError that names the argument. Source: our reading of ABC-KD, arXiv 2305.16665.
     """
@@ -79,8 +80,10 @@ def compress(
     pairs = (len(student_maps), len(teacher_maps))
     if scores is not None:
         if scores.shape != (batch, *pairs):
-            raise ValueError(f"scores: expected shape {(batch, *pairs)} (batch, student layers, teacher layers), "
-                             f"got {tuple(scores.shape)}")
+            raise ValueError(
+                f"scores: expected shape {(batch, *pairs)} (batch, student layers, teacher layers), "
+                f"got {tuple(scores.shape)}"
+            )
         scores = scores.to(dtype)
     mask = check_mask(mask, pairs, device)
     teacher_maps = [x.detach() for x in teacher_maps]
@@ -144,7 +147,12 @@ def _forward_fake(
     attention = like.new_empty((batch, *pairs))
     if not gradients:
         return like.new_empty((batch, pairs[0])), attention, like.new_empty(0), like.new_empty(0)
-    return like.new_empty((batch, pairs[0])), attention, torch.empty_like(attention), like.new_empty((batch, pairs[0], *grid))
+    return (
+        like.new_empty((batch, pairs[0])),
+        attention,
+        torch.empty_like(attention),
+        like.new_empty((batch, pairs[0], *grid)),
+    )
 
 
 def _backward_fake(distance_grads, map_grads, sizes, lengths, padded_length):
@@ -176,9 +184,7 @@ def _backward(ctx, distance_grads, attention_out_grads, *_):
     return student_grads, teacher_grads, score_grads, *[None] * 7
 
 
-backends.define(
-    "compress_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu",)
-)
+backends.define("compress_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu",))
 backends.define(
     "compress_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu",)
 )

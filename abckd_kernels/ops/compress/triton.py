@@ -1,10 +1,10 @@
 """compress in Triton.
 
-A program owns one student map of one sample. It passes over the maps three times, in tiles of whole rows [ROWS, COLUMNS] of the
-grid: norms and products with every teacher map; the error and its products; the gradient. All maps of a sample fit into
-L2, so that memory carries each teacher map once and later reads stay on the chip. Maps of another resolution are pooled as they are
-loaded: a cell is the mean of the valid positions in its window.
-Accumulation: float32, or float64 for float64 maps.
+A program owns one student map of one sample. It passes over the maps three times, in tiles of whole rows [ROWS,
+COLUMNS] of the grid: norms and products with every teacher map; the error and its products; the gradient. All maps of
+a sample fit into L2, so that memory carries each teacher map once and later reads stay on the chip. Maps of another
+resolution are pooled as they are loaded: a cell is the mean of the valid positions in its window. Accumulation:
+float32, or float64 for float64 maps.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ EPS = tl.constexpr(1e-12)
 
 
 @triton.jit
-def load_rows(maps, layer, sample, row, column, counts, POOLED: tl.constexpr, LENGTHS: tl.constexpr, INDEX: tl.constexpr):
+def load_rows(
+    maps, layer, sample, row, column, counts, POOLED: tl.constexpr, LENGTHS: tl.constexpr, INDEX: tl.constexpr
+):
     """Cells (row, column) of the pooled map of one layer and sample; zero unless `counts`.
 
     maps: per layer the map (B, T, F), T, F, the positions that a window has at most along T and F, and its number.
-    sample: index b, the grid's sizes, and the padding. INDEX: integers that hold T times the grid's T. POOLED: false where every map has the grid's size.
+    sample: index b, the grid's sizes, and the padding. INDEX: integers that hold T times the grid's T. POOLED: false
+    where every map has the grid's size.
     """
     ptrs, frames, bands, windows_t, windows_f, numbers = maps
     b, GRID_T, GRID_F, length, padded_length = sample
@@ -80,8 +83,9 @@ def forward_kernel(
     map_grads_ptr,  # (B, n, GRID_T, GRID_F)
     GRID_T, GRID_F,
     inverse_temperature: tl.float64,
-    POOLED: tl.constexpr, HAS_SCORES: tl.constexpr, HAS_MASK: tl.constexpr, LENGTHS: tl.constexpr, PER_FRAME: tl.constexpr,
-    GRADIENTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TEACHERS: tl.constexpr, INDEX: tl.constexpr,
+    POOLED: tl.constexpr, HAS_SCORES: tl.constexpr, HAS_MASK: tl.constexpr, LENGTHS: tl.constexpr, PER_FRAME:
+    tl.constexpr, GRADIENTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TEACHERS: tl.constexpr, INDEX:
+    tl.constexpr,
 ):  # fmt: skip
     n = len(student[0])
     m = len(teacher[0])
@@ -267,8 +271,8 @@ def forward(
         like if mask is None else mask.to(torch.int8).contiguous(),
         like if lengths is None else lengths, padded_length,
         distances, attention, attention_grads, map_grads, *grid, 1 / temperature,
-        POOLED=pooled, HAS_SCORES=scores is not None, HAS_MASK=mask is not None, LENGTHS=lengths is not None, PER_FRAME=per_frame,
-        GRADIENTS=gradients, ROWS=rows, COLUMNS=columns, TEACHERS=triton.next_power_of_2(m),
+        POOLED=pooled, HAS_SCORES=scores is not None, HAS_MASK=mask is not None, LENGTHS=lengths is not None,
+        PER_FRAME=per_frame, GRADIENTS=gradients, ROWS=rows, COLUMNS=columns, TEACHERS=triton.next_power_of_2(m),
         INDEX=_index(maps, grid), num_warps=4,
     )  # fmt: skip
     return distances, attention, attention_grads, map_grads
@@ -280,15 +284,16 @@ def backward(
     batch, _, *grid = map_grads.shape
     results = [map_grads.new_empty((batch, *size)) for size in zip(sizes[::2], sizes[1::2], strict=True)]
     frames, bands = tuple(sizes[::2]), tuple(sizes[1::2])
-    block = 256
+    block = 512
     tiles = tuple(triton.cdiv(t * f, block) for t, f in zip(frames, bands, strict=True))
     starts, programs = first_tiles(batch * count for count in tiles)
     launch(
         backward_kernel, programs, map_grads,
         tuple(results), frames, bands, *(tuple(_window(cells, size) for size in group)
                                          for cells, group in zip(grid, (frames, bands), strict=True)),
-        tiles, starts, distance_grads.contiguous(), map_grads, map_grads if lengths is None else lengths, padded_length, *grid,
-        POOLED=list(sizes) != list(grid) * len(results), LENGTHS=lengths is not None, BLOCK=block, INDEX=_index(results, grid), num_warps=2,
+        tiles, starts, distance_grads.contiguous(), map_grads, map_grads if lengths is None else lengths,
+        padded_length, *grid, POOLED=list(sizes) != list(grid) * len(results), LENGTHS=lengths is not None,
+        BLOCK=block, INDEX=_index(results, grid), num_warps=2,
     )  # fmt: skip
     return results
 
@@ -296,13 +301,17 @@ def backward(
 def _describe(maps: list[Tensor], grid: list[int]) -> tuple[tuple, ...]:
     """What load_rows needs of the maps of one network."""
     frames, bands = tuple(x.shape[1] for x in maps), tuple(x.shape[2] for x in maps)
-    windows = (tuple(_window(size, cells) for size in sizes) for sizes, cells in zip((frames, bands), grid, strict=True))
+    windows = (
+        tuple(_window(size, cells) for size in sizes) for sizes, cells in zip((frames, bands), grid, strict=True)
+    )
     return tuple(x.contiguous() for x in maps), frames, bands, *windows, tuple(range(len(maps)))
 
 
 def _index(maps: list[Tensor], grid: list[int]) -> tl.dtype:
     """Integers that hold every position of a map and every product of its sizes with the grid's."""
-    largest = max((size + 1) * (cells + 1) for x in maps for size in x.shape[1:] for cells in (size, *x.shape[1:], *grid))
+    largest = max(
+        (size + 1) * (cells + 1) for x in maps for size in x.shape[1:] for cells in (size, *x.shape[1:], *grid)
+    )
     return tl.int32 if largest < 2**31 else tl.int64
 
 

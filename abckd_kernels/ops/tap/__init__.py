@@ -5,15 +5,15 @@ For a feature x (B, C, *spatial), r = power in {1, 2}, P valid positions in samp
     map[b, p]  = 1/C sum_c |x[b, c, p]|^r        (B, *spatial), zero at padded positions
     mean[b, c] = 1/P sum_p x[b, c, p]            (B, C)
 
-Both are float32 (float64 for float64 features). The map has the feature's own resolution: pooling it to a grid commutes with
-the mean over channels, so `compress` pools the small map instead of the feature.
+Both are float32 (float64 for float64 features). The map has the feature's own resolution: pooling it to a grid
+commutes with the mean over channels, so `compress` pools the small map instead of the feature.
 
 Derivative, with gm and gc the gradients of map and mean and g the one that the rest of the network sends to x:
 
     gx[b, c, p] = g[b, c, p] + gm[b, p] * r |x|^(r-1) sign(x) / C + gc[b, c] / P
 
-Bytes, with S the size of the feature: forward reads S, writes S/C; backward reads S and g, writes gx. To have g at hand, tap
-returns the feature as its first output: autograd then sums nothing that is as large as a feature.
+Bytes, with S the size of the feature: forward reads S, writes S/C; backward reads S and g, writes gx. To have g at
+hand, tap returns the feature as its first output: autograd then sums nothing that is as large as a feature.
 """
 
 from __future__ import annotations
@@ -43,21 +43,29 @@ class Tapped(NamedTuple):
 
 
 def tap(
-    feature: Tensor, *, power: int = 2, means: bool = True, lengths: Tensor | None = None, padded_length: int | None = None
+    feature: Tensor,
+    *,
+    power: int = 2,
+    means: bool = True,
+    lengths: Tensor | None = None,
+    padded_length: int | None = None,
 ) -> Tapped:
     """Attention map and channel means of one feature (the definition is at the top of this module).
 
-    feature: (B, C, T), (B, C, T, F) or (B, C, H, W), float32, float64, bfloat16 or float16; contiguous and channels_last
-    are read as they lie, another layout costs a copy. power: r, 1 or 2. means: False leaves the means out.
-    lengths: (B,) integers, valid frames; padded_length: the frames to which they refer (default: the feature's own T).
+    feature: (B, C, T), (B, C, T, F) or (B, C, H, W), float32, float64, bfloat16 or float16; contiguous and
+    channels_last are read as they lie, another layout costs a copy. power: r, 1 or 2. means: False leaves the means
+    out. lengths: (B,) integers, valid frames; padded_length: the frames to which they refer (default: the feature's
+    own T).
 
     Returns Tapped(feature, map (B, *spatial), mean (B, C) or None). Use the returned feature in place of the given one:
-    it equals it, and the gradient that reaches it is added in the pass that writes the feature's gradient. Changing it in place
-    raises autograd's error, because backward reads it.
+    it equals it, and the gradient that reaches it is added in the pass that writes the feature's gradient. Changing
+    it in place raises autograd's error, because backward reads it.
 
     Raises TypeError or ValueError that names the argument. Source: our reading of ABC-KD, arXiv 2305.16665.
     """
-    features, maps, channel_means = tap_all([feature], power=power, means=means, lengths=lengths, padded_length=padded_length)
+    features, maps, channel_means = tap_all(
+        [feature], power=power, means=means, lengths=lengths, padded_length=padded_length
+    )
     return Tapped(features[0], maps[0], channel_means[0] if means else None)
 
 
@@ -118,7 +126,7 @@ class _PassThrough(torch.autograd.Function):
 
 
 def _feature_grads(saved, needed, grads, map_grads, mean_grads, power, lengths, padded_length) -> list[Tensor | None]:
-    """Gradients of all features: None for those that need none or that nothing reaches; `saved` holds the needed ones."""
+    """Gradients of all features: None where none is needed or nothing arrives; `saved`: those needed."""
     results: list[Tensor | None] = [None] * len(needed)
     wanted = [index for index, is_needed in enumerate(needed) if is_needed]
     saved = dict(zip(wanted, saved, strict=True))
@@ -158,15 +166,13 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, map_grads, mean_grads):
     needed = ctx.needs_input_grad[0]
     nothing = [None] * len(needed)
-    grads = _feature_grads(ctx.saved_tensors, needed, nothing, map_grads or nothing, mean_grads or nothing, *ctx.options)
+    grads = _feature_grads(
+        ctx.saved_tensors, needed, nothing, map_grads or nothing, mean_grads or nothing, *ctx.options
+    )
     return grads, None, None, None, None
 
 
-backends.define(
-    "tap_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu",)
-)
-backends.define(
-    "tap_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu",)
-)
+backends.define("tap_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu",))
+backends.define("tap_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu",))
 backends.differentiate("tap_forward", _backward, _setup_context)
 backends.refuse_derivative("tap_backward")

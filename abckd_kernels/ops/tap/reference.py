@@ -39,7 +39,9 @@ def backward(
         if map_grad is not None:
             result += (2 * x if power == 2 else x.sign()) * (map_grad / x.shape[1]).unsqueeze(1)
         if mean_grad is not None:
-            result += (mean_grad / _valid_positions(x, lengths, padded_length)).reshape(*x.shape[:2], *[1] * (x.dim() - 2))
+            result += (mean_grad / _valid_positions(x, lengths, padded_length)).reshape(
+                *x.shape[:2], *[1] * (x.dim() - 2)
+            )
         mask = _broadcast_mask(x, lengths, padded_length)
         if mask is not None:
             result = result.masked_fill(~mask, 0)

@@ -1,12 +1,13 @@
 """tap in Triton.
 
-A program owns BLOCK_P positions of one sample and walks through the channels in tiles [BLOCK_C, BLOCK_P]: energies add up
-elementwise in registers and are reduced over channels once, behind the loop. Channel sums need a reduction per tile; where
-positions are contiguous, a row of the tile lies within one warp, so that this is done by shuffles, without a barrier.
+A program owns BLOCK_P positions of one sample and walks through the channels in tiles [BLOCK_C, BLOCK_P]: energies
+add up elementwise in registers and are reduced over channels once, behind the loop. Channel sums need a reduction per
+tile; where positions are contiguous, a row of the tile lies within one warp, so that this is done by shuffles,
+without a barrier.
 
-Bytes per element of a feature: forward reads 1, writes 1/C (map) and 1/BLOCK_P (partial sums, if means are wanted, read again by a
-second, small launch in a fixed order). Backward reads x and the incoming gradient once and writes the result once.
-Accumulation: float32, or float64 for float64.
+Bytes per element of a feature: forward reads 1, writes 1/C (map) and 1/BLOCK_P (partial sums, if means are wanted,
+read again by a second, small launch in a fixed order). Backward reads x and the incoming gradient once and writes the
+result once. Accumulation: float32, or float64 for float64.
 """
 
 from __future__ import annotations
@@ -21,14 +22,13 @@ from torch import Tensor
 from ..shapes import accumulation_dtype, dense, empty_like, is_channels_last
 from ..triton_layers import count_valid, first_tiles, grouped, launch, pick
 
-
 WARP = 64 if torch.version.hip else 32
-MEAN_BLOCK = 4 * WARP  # channels of a program of mean_kernel: 16 bytes per thread of one warp
+MEAN_LOAD = 4  # channels that a thread of mean_kernel reads at once: 16 bytes
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Shape of a program's tile: 16 bytes per thread along the contiguous axis, four such loads in flight per thread."""
+    """Shape of a program's tile: 16 bytes per thread along the contiguous axis, four such loads in flight."""
 
     block_c: int
     block_p: int
@@ -207,16 +207,16 @@ def forward(
         valid = maps[layers[0]] if lengths is None else lengths  # an unread pointer must still be one
         launch(
             forward_kernel, programs, xs[0],
-            tuple(xs), tuple(maps[i] for i in layers), partials, channels, frames, bands, tiles, starts, valid, padded_length,
-            POWER=power, CHANNELS_LAST=channels_last, MEANS=means, LENGTHS=lengths is not None,
+            tuple(xs), tuple(maps[i] for i in layers), partials, channels, frames, bands, tiles, starts, valid,
+            padded_length, POWER=power, CHANNELS_LAST=channels_last, MEANS=means, LENGTHS=lengths is not None,
             BLOCK_C=tile.block_c, BLOCK_P=tile.block_p, num_warps=tile.num_warps,
         )  # fmt: skip
         if means:
-            starts, programs = first_tiles(x.shape[0] * triton.cdiv(x.shape[1], MEAN_BLOCK) for x in xs)
+            starts, programs = first_tiles(x.shape[0] * triton.cdiv(x.shape[1], MEAN_LOAD * WARP) for x in xs)
             launch(
                 mean_kernel, programs, xs[0],
-                partials, tuple(channel_means[i] for i in layers), channels, frames, bands, tiles, starts, valid, padded_length,
-                LENGTHS=lengths is not None, BLOCK_C=MEAN_BLOCK, num_warps=1,
+                partials, tuple(channel_means[i] for i in layers), channels, frames, bands, tiles, starts, valid,
+                padded_length, LENGTHS=lengths is not None, BLOCK_C=MEAN_LOAD * WARP, num_warps=1,
             )  # fmt: skip
     return maps, channel_means
 
@@ -232,9 +232,15 @@ def backward(
 ) -> list[Tensor]:
     inputs = [dense(x) for x in features]
     results = [empty_like(x) for x in inputs]
-    grads = [None if g is None else empty_like(x).copy_(g) if _differs(g, x) else g for g, x in zip(grads, inputs, strict=True)]
+    grads = [
+        None if g is None else empty_like(x).copy_(g) if _differs(g, x) else g
+        for g, x in zip(grads, inputs, strict=True)
+    ]
     map_grads, mean_grads = (
-        [None if g is None else g.to(accumulation_dtype(x.dtype)).contiguous() for g, x in zip(group, inputs, strict=True)]
+        [
+            None if g is None else g.to(accumulation_dtype(x.dtype)).contiguous()
+            for g, x in zip(group, inputs, strict=True)
+        ]
         for group in (map_grads, mean_grads)
     )
     by_kind = (grads, map_grads, mean_grads)

@@ -1,0 +1,1 @@
+"""Benchmarks over the public API. `python -m benchmarks.run` prints them."""
