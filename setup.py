@@ -78,7 +78,7 @@ def extension_options() -> dict:
     if not any(shutil.which(name) for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name):
         say(f"the C++ extension was not built, because no C++ compiler was found. {REMAINS}.")
         return {}
-    flags = ["-O3", "-fvisibility=hidden", "-fopenmp", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+    flags = ["-O3", "-g0", "-fvisibility=hidden", "-fopenmp", "-Wno-psabi", "-Wno-maybe-uninitialized"]
     if platform.machine() in ("x86_64", "AMD64"):
         flags.append("-DABCKD_X86")
     kind = cpp_extension.CUDAExtension if gpu_files else cpp_extension.CppExtension
