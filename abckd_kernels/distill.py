@@ -80,7 +80,7 @@ class Distiller(nn.Module):
             teacher_output, teacher_layers = of_teacher.run(*inputs, **keywords)
         student_output, student_layers = of_student.run(*inputs, **keywords)
         if self._tap_options is None:
-            loss, attention = self.loss(student_layers, teacher_layers, **_drop(self._padding, "padded_length")), None
+            loss, attention = self.loss(student_layers, teacher_layers, **self._padding), None
         else:
             maps_and_means = (
                 [list(part) for part in zip(*layers, strict=True)] for layers in (student_layers, teacher_layers)
@@ -193,7 +193,3 @@ def _replaced(output: Any, element: str, value: Tensor) -> Any:
     items = list(output)
     items[int(element)] = value
     return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
-
-
-def _drop(items: dict, key: str) -> dict:
-    return {name: item for name, item in items.items() if name != key}

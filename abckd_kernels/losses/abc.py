@@ -34,6 +34,7 @@ def abc_loss(
     grid: Sequence[int] | None = None,
     normalize: str = "sample",
     lengths: Tensor | None = None,
+    padded_length: int | None = None,
     weights: Sequence[float] | Tensor | None = None,
     mask: Tensor | Sequence[Sequence[bool]] | None = None,
     reduction: str = "mean",
@@ -41,29 +42,33 @@ def abc_loss(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention-based-compression distillation loss (the definition is at the top of this module).
 
-    student_features: n features (B, C, *spatial) with spatial = (T,), (T, F) or (H, W); teacher_features: m such
-    features. The batch size agrees everywhere, channels and spatial sizes need not. float32, float64, bfloat16 or
-    float16.
+    student_features   n features (B, C, *spatial), spatial = (T,), (T, F) or (H, W); float32, float64, bfloat16 or
+                       float16. The batch size agrees everywhere; channels and spatial sizes need not.
+    teacher_features   m such features.
+    scores             None: the similarity <a_i, a_j> / temperature. "uniform": all allowed teacher layers alike.
+                       A tensor (B, n, m): these, which then get gradients.
+    temperature        of the similarity; other scores do not use it.
+    power              r of the attention map mean_c |x|^r, 1 or 2.
+    grid               common resolution of the maps, (T,) or (T, F); default: the minimum of all layers, per axis.
+    normalize          "sample": each map has norm 1. "frame": each of its frames has; needs a second spatial axis.
+    lengths            (B,) integers: valid frames; later ones count nowhere.
+    padded_length      the frames to which lengths refer; default: T of the layer with most.
+    weights            n numbers w_i; default 1/n.
+    mask               (n, m) bool, true where student layer i may use teacher layer j.
+    reduction          "mean" over the batch, "sum" over it, or "none" for (B,).
+    return_attention   return (loss, attention (B, n, m)).
 
-    scores: None, the similarity <a_i, a_j> / temperature; "uniform", every allowed teacher layer alike; or a tensor
-    (B, n, m). temperature: of the similarity, without meaning for other scores. power: r of the attention map mean_c
-    |x|^r, 1 or 2. grid: common resolution of the maps, (T,) or (T, F); default: the elementwise minimum of all
-    layers' spatial sizes. normalize: "sample", each map has norm 1; "frame", each of its frames has (needs a second
-    spatial axis). lengths: (B,) integers, valid frames counted at the layer with most frames; later frames count
-    nowhere. weights: n numbers w_i; default 1/n. mask: (n, m) bool, true where student layer i may use teacher layer
-    j. reduction: "mean" over the batch, "sum" over it, or "none" for (B,). return_attention: return (loss, alpha (B,
-    n, m)) too.
+    Returns a float32 loss (float64 if a feature is), per sample within [0, 2] times the sum of the weights. An empty
+    batch gives zero; a silent (all-zero) student sample a finite loss and zero gradient.
 
-    Returns a float32 loss (float64 if a feature is), within [0, 2] times the sum of the weights per sample. An empty
-    batch gives zero; a silent (all-zero) student sample a finite loss and zero gradient. Raises TypeError or
-    ValueError that names the argument and the layer.
+    Raises TypeError or ValueError that names the argument, the layer, what was expected and what came.
     """
     _check_pair(student_features, teacher_features)
     n = len(student_features)
     teacher_features = [x.detach() for x in teacher_features]
     features = [*student_features, *teacher_features]
-    frames = max(x.shape[2] for x in features)
-    _, maps, _ = tap_all(features, power=power, means=False, lengths=lengths, padded_length=frames)
+    padded_length = max(x.shape[2] for x in features) if padded_length is None else padded_length
+    _, maps, _ = tap_all(features, power=power, means=False, lengths=lengths, padded_length=padded_length)
     return _compressed(
         maps[:n],
         maps[n:],
@@ -72,7 +77,7 @@ def abc_loss(
         grid=grid,
         normalize=normalize,
         lengths=lengths,
-        padded_length=frames,
+        padded_length=padded_length,
         weights=weights,
         mask=mask,
         reduction=reduction,
@@ -83,12 +88,16 @@ def abc_loss(
 class ABCLoss(nn.Module):
     """`abc_loss` with learned scores s_ij = (W_i^Q mu(S_i)) . (W_j^K mu(T_j) + e_j) / sqrt(dim), mu = channel mean.
 
-    student_channels, teacher_channels: C of the n student and m teacher layers. dim: size of queries and keys.
-    scores: "learned", or "similarity" or "uniform" for the parameter-free forms (then nothing is learned). The other
-    arguments are abc_loss's. The state dict depends on channels and dim only, not on batch or map size.
+    student_channels   C of the n student layers.
+    teacher_channels   C of the m teacher layers.
+    dim                size of queries and keys.
+    scores             "learned"; or "similarity" or "uniform", the parameter-free forms, with nothing to learn.
+    others             as in abc_loss.
 
-    Attributes: queries, keys (nn.ModuleList of nn.Linear without bias), layer_embedding (m, dim); tap_options, which
-    tell `Distiller` what to take from each feature.
+    The state dict depends on channels and dim only, not on batch or map size: queries, keys (nn.Linear without bias,
+    one per layer) and layer_embedding (m, dim). `tap_options` tells `Distiller` what to take from each feature.
+
+    Raises ValueError that names the argument.
     """
 
     def __init__(
@@ -129,6 +138,7 @@ class ABCLoss(nn.Module):
         teacher_features: Sequence[Tensor],
         *,
         lengths: Tensor | None = None,
+        padded_length: int | None = None,
         reduction: str = "mean",
         return_attention: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -136,14 +146,14 @@ class ABCLoss(nn.Module):
         _check_pair(student_features, teacher_features)
         n = len(student_features)
         features = [*student_features, *(x.detach() for x in teacher_features)]
-        frames = max(x.shape[2] for x in features)
-        _, maps, means = tap_all(features, **self.tap_options, lengths=lengths, padded_length=frames)
+        padded_length = max(x.shape[2] for x in features) if padded_length is None else padded_length
+        _, maps, means = tap_all(features, **self.tap_options, lengths=lengths, padded_length=padded_length)
         student, teacher = (maps[:n], means[:n]), (maps[n:], means[n:])
         return self.from_taps(
             student,
             teacher,
             lengths=lengths,
-            padded_length=frames,
+            padded_length=padded_length,
             reduction=reduction,
             return_attention=return_attention,
         )

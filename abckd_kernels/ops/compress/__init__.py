@@ -51,11 +51,15 @@ def compress(
 ) -> tuple[Tensor, Tensor]:
     """Distances and attention of attention-based compression (the definition is at the top of this module).
 
-    student_maps, teacher_maps: n and m maps (B, T) or (B, T, F) as `tap` returns them, of any sizes. scores: (B, n,
-    m), taken instead of similarities (temperature is then not used). mask: (n, m) bool, true where student layer i
-    may use teacher layer j. grid: common resolution, (T,) or (T, F); default: the elementwise minimum of all maps.
-    per_frame: normalise each frame by itself. lengths, padded_length: see ops.shapes; padded_length defaults to the
-    largest T among the maps.
+    student_maps    n maps (B, T) or (B, T, F) as `tap` returns them, of any sizes.
+    teacher_maps    m such maps.
+    scores          (B, n, m), taken instead of similarities; temperature is then not used.
+    mask            (n, m) bool, true where student layer i may use teacher layer j.
+    grid            common resolution, (T,) or (T, F); default: the minimum of all maps, per axis.
+    per_frame       normalise each frame by itself.
+    temperature     of the similarities.
+    lengths         (B,) integers: valid frames.
+    padded_length   the frames to which lengths refer; default: T of the map with most.
 
     Returns distances (B, n) and attention (B, n, m). Gradients reach the student maps and `scores`; never the teacher
     maps. The attention is differentiable with respect to `scores` and constant without them.

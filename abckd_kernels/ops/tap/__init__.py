@@ -52,14 +52,16 @@ def tap(
 ) -> Tapped:
     """Attention map and channel means of one feature (the definition is at the top of this module).
 
-    feature: (B, C, T), (B, C, T, F) or (B, C, H, W), float32, float64, bfloat16 or float16; contiguous and
-    channels_last are read as they lie, another layout costs a copy. power: r, 1 or 2. means: False leaves the means
-    out. lengths: (B,) integers, valid frames; padded_length: the frames to which they refer (default: the feature's
-    own T).
+    feature         (B, C, T), (B, C, T, F) or (B, C, H, W); float32, float64, bfloat16 or float16. Contiguous and
+                    channels_last are read as they lie, another layout costs a copy.
+    power           r, 1 or 2.
+    means           False leaves the means out.
+    lengths         (B,) integers: valid frames.
+    padded_length   the frames to which lengths refer; default: the feature's own T.
 
-    Returns Tapped(feature, map (B, *spatial), mean (B, C) or None). Use the returned feature in place of the given one:
-    it equals it, and the gradient that reaches it is added in the pass that writes the feature's gradient. Changing
-    it in place raises autograd's error, because backward reads it.
+    Returns Tapped(feature, map (B, *spatial), mean (B, C) or None). Use the returned feature in place of the given
+    one: it equals it, and the gradient that reaches it is added in the pass that writes the feature's gradient.
+    Changing it in place raises autograd's error, because backward reads it.
 
     Raises TypeError or ValueError that names the argument. Source: our reading of ABC-KD, arXiv 2305.16665.
     """
