@@ -17,12 +17,20 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-REMAINS = "The reference and Triton backends need none"
+MUST_BUILD = os.environ.get("ABCKD_BUILD_CUDA") == "1"
 LONGEST_FIRST = ("csrc/torch/module.cpp", "csrc/torch/ops.cpp")  # the only files that include torch
 
 
 def say(sentence: str) -> None:
     print(f"abckd_kernels: {sentence}", file=sys.stderr)
+
+
+def give_up(reason: str) -> dict:
+    """Go on without the extension, unless the user asked for CUDA kernels. Returns no arguments for setup()."""
+    if MUST_BUILD:
+        raise SystemExit(f"ABCKD_BUILD_CUDA=1, but the extension can't be built: {reason}")
+    say(f"the C++ extension was not built: {reason}. The reference and Triton backends need none.")
+    return {}
 
 
 def sources(folder: str, pattern: str) -> list[str]:
@@ -73,26 +81,22 @@ def extension_options() -> dict:
         gpu_files = cuda_sources()
         from torch.utils import cpp_extension  # behind cuda_sources: it reads CUDA_HOME when imported
     except ImportError as error:
-        say(f"the C++ extension was not built: install torch first, it can't be imported ({error}). {REMAINS}.")
-        return {}
+        return give_up(f"install torch first, it can't be imported ({error})")
     if not any(shutil.which(name) for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name):
-        say(f"the C++ extension was not built, because no C++ compiler was found. {REMAINS}.")
-        return {}
-    flags = ["-O3", "-g0", "-fvisibility=hidden", "-fopenmp", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+        return give_up("no C++ compiler was found")
+    flags = ["-O3", "-g0", "-fvisibility=hidden"]
+    if sys.platform == "linux":  # torch's threads are OpenMP's there; the two warnings are about GCC's own headers
+        flags += ["-fopenmp", "-Wno-psabi", "-Wno-maybe-uninitialized"]
     if platform.machine() in ("x86_64", "AMD64"):
         flags.append("-DABCKD_X86")
     kind = cpp_extension.CUDAExtension if gpu_files else cpp_extension.CppExtension
-
-    must_build = os.environ.get("ABCKD_BUILD_CUDA") == "1"
 
     class Build(cpp_extension.BuildExtension):
         def run(self):
             try:
                 super().run()
             except Exception as error:
-                if must_build:
-                    raise
-                say(f"the C++ extension was not built, because the compiler failed: {error}. {REMAINS}.")
+                give_up(f"the compiler failed: {error}")
                 for extension in self.extensions:
                     extension.optional = True
 
@@ -101,7 +105,7 @@ def extension_options() -> dict:
         [*LONGEST_FIRST, *sources("csrc/cpu", "*.cpp"), *gpu_files],
         include_dirs=[str(ROOT / "csrc" / "include")],
         extra_compile_args={"cxx": flags, "nvcc": ["-O3"]},
-        optional=not must_build,
+        optional=not MUST_BUILD,
     )
     return {
         "ext_modules": [module],

@@ -18,9 +18,11 @@ Environment variables:
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -85,6 +87,8 @@ def choose(op: str, device: str) -> str:
         if name == "triton" and device != "cuda":
             continue
         if why_not(op, name, device) is None:
+            if name == "reference" and device == "cpu":
+                _warn_once(f"abckd_kernels runs its slow reference on the CPU: {EXTENSION_ERROR}")
             return name
     raise RuntimeError(f"no backend serves {op} on {device}")
 
@@ -110,7 +114,8 @@ class use_backend:  # noqa: N801 - reads as a verb, both as a call and as a cont
     """Force one backend for every op, or return to "auto".
 
     `use_backend("reference")` holds from now on; `with use_backend("reference"): ...` for the block only. The backend
-    is chosen when an op runs, so a backward pass outside the block follows the choice that holds there.
+    is chosen when an op runs, so a backward pass outside the block follows the choice that holds there. All threads
+    of the process share it.
 
     Raises ValueError for an unknown name. Whether the backend can serve is checked when an op runs.
     """
@@ -156,7 +161,7 @@ def define(op: str, signature: str, *, folder: str, function: str, fake: Callabl
     )
     if declared != expected:
         raise ImportError(f"abckd_kernels._C was built from another version: it has {declared}, expected {expected}")
-    _library.impl(op, lambda *args: kernel(op, _first_tensor(args).device)(*args), "CompositeExplicitAutograd")
+    _library.impl(op, lambda *args: _fallback(op, args), "CompositeExplicitAutograd")
     torch.library.register_fake(f"abckd::{op}", fake, lib=_library)
     for backend in ("triton", "reference"):
         overload = f"{op}.{backend}"
@@ -171,19 +176,43 @@ def differentiate(op: str, backward: Callable, setup_context: Callable | None) -
         torch.library.register_autograd(f"abckd::{op}{overload}", backward, setup_context=setup_context, lib=_library)
 
 
-def refuse_derivative(op: str) -> None:
-    """Make it an error to differentiate `op`: without it PyTorch would let the gradient end there, with a warning."""
+def refuse_second_derivative(gradient: torch.Tensor) -> torch.Tensor:
+    """`gradient`, made an error to differentiate: autograd would otherwise let the graph end here in silence."""
+    return _Refuse.apply(gradient.detach().requires_grad_()) if torch.is_grad_enabled() else gradient
 
-    def refuse(ctx, *grads):
-        raise RuntimeError(
-            f"abckd::{op} is itself a derivative and can't be differentiated: second derivatives don't exist"
-        )
 
-    differentiate(op, refuse, None)
+class _Refuse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gradient):
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError("second derivatives of abckd_kernels' ops don't exist")
+
+
+def _fallback(op: str, args):
+    """Serve a call for which the extension has no kernel."""
+    device = _first_tensor(args).device
+    serving = kernel(op, device)
+    if serving is getattr(torch.ops.abckd, op).default:  # the native kernel, and yet it was not taken
+        raise ValueError(f"{op}: expected dense tensors, all on {device}")
+    return serving(*args)
 
 
 def _on_first_use(module: str, function: str) -> Callable:
-    return lambda *args: getattr(importlib.import_module(module), function)(*args)
+    def implementation(*args):
+        # Autocast would compute parts of it in half precision.
+        with torch.autocast(_first_tensor(args).device.type, enabled=False):
+            return getattr(importlib.import_module(module), function)(*args)
+
+    return implementation
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    if not torch.compiler.is_compiling():
+        warnings.warn(message, stacklevel=4)
 
 
 def _first_tensor(args) -> torch.Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -36,10 +36,14 @@ class Distiller(nn.Module):
     attention map where it arises, so that the teacher's can be freed at once, and the student's gradient is added in
     the backward pass that already reads the feature. Any other loss gets the features.
 
+    Layers that give (B, T, C), as recurrent ones do, are read as (B, C, T): name a layer behind the transposition. No
+    layer behind a named one may change its output in place: that is an error, since the loss would read what it became.
+    Activation checkpointing must not wrap a named layer.
+
     The teacher is set to requires_grad=False and stays in eval mode. Train `[p for p in distiller.parameters() if
     p.requires_grad]`: the student's and the loss's. For DistributedDataParallel wrap the distiller. It adds nothing
     to the student but hooks, which do nothing outside `distiller(...)`; `remove_hooks()` (or leaving a `with` block)
-    takes them off.
+    takes them off. Copies and pickles of a network carry none. One thread at a time may call a distiller.
 
     Raises ValueError for a layer name that does not exist, with near matches, and when a forward pass runs a named
     layer not once, or finds no feature in what it returns.
@@ -113,6 +117,29 @@ class Distiller(nn.Module):
         return tapped.feature, (tapped.map, tapped.mean)
 
 
+_CHANGED_IN_PLACE = (
+    "a layer behind a named one changes its output in place (nn.ReLU(inplace=True), say), which the loss still needs; "
+    "set inplace=False, or name that layer instead"
+)
+
+
+class _Hook:
+    """The forward hook of one layer. A copy of the distiller hooks its own networks; other copies hook nothing."""
+
+    def __init__(self, collector: _Collector | None, index: int):
+        self._collector, self._index = collector, index
+
+    def __call__(self, module: nn.Module, inputs: tuple, output: Any) -> Any:
+        return None if self._collector is None else self._collector.collect(self._index, output)
+
+    def __deepcopy__(self, memo: dict) -> _Hook:
+        with_distiller = self._collector is not None and id(self._collector.owner) in memo
+        return _Hook(copy.deepcopy(self._collector, memo) if with_distiller else None, self._index)
+
+    def __reduce__(self) -> tuple:
+        return _Hook, (None, self._index)
+
+
 class _Collector:
     """Forward hooks on the named layers of one network; `run` returns what `take` took from each, in their order."""
 
@@ -121,30 +148,41 @@ class _Collector:
             raise ValueError(f"{argument}: expected a non-empty list of layer names, got {layers!r}")
         self._network, self._layers, self._argument, self._take = network, list(layers), argument, take
         self._taken: dict[int, Any] | None = None  # a dict while `run` runs
+        self._versions: dict[int, tuple[Tensor, int]] = {}  # of features that the loss will read
         modules = dict(network.named_modules())
         self._modules = [self._find(modules, index) for index in range(len(layers))]
         self._handles: list[Any] = []
         self._attached = False
 
+    @property
+    def owner(self) -> Distiller:
+        return self._take.__self__
+
     def attach(self) -> None:
-        # A partial of a method, unlike a closure, is copied and pickled together with the networks.
-        self._handles = [
-            module.register_forward_hook(partial(self._hook, index)) for index, module in enumerate(self._modules)
-        ]
+        self._handles = [module.register_forward_hook(_Hook(self, i)) for i, module in enumerate(self._modules)]
         self._attached = True
 
     def run(self, *inputs, **keywords) -> tuple[Any, list[Any]]:
         if not self._attached:
             raise RuntimeError("this Distiller's hooks were removed; make a new one")
-        self._taken = {}
+        if self._taken is not None:
+            raise RuntimeError("this Distiller is already running; one thread at a time may call it")
+        self._taken, self._versions = {}, {}
         try:
             output = self._network(*inputs, **keywords)
             missing = [index for index in range(len(self._layers)) if index not in self._taken]
             if missing:
                 raise ValueError(f"{self._at(missing[0])} did not run in the forward pass")
+            for index, (feature, version) in self._versions.items():
+                if feature._version != version:
+                    raise RuntimeError(f"{self._at(index)}: {_CHANGED_IN_PLACE}")
             return output, [self._taken[index] for index in range(len(self._layers))]
+        except RuntimeError as error:
+            if "modified inplace" in str(error):
+                raise RuntimeError(f"{self._argument} {self._layers}: {_CHANGED_IN_PLACE}") from error
+            raise
         finally:
-            self._taken = None
+            self._taken, self._versions = None, {}
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -159,7 +197,8 @@ class _Collector:
         hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"it has {', '.join(list(modules)[1:6])}, ..."
         raise ValueError(f"{self._at(index)} is no layer of {type(self._network).__name__}; {hint}")
 
-    def _hook(self, index: int, module: nn.Module, inputs: tuple, output: Any) -> Any:
+    def collect(self, index: int, output: Any) -> Any:
+        """Take what is wanted of layer `index`; returns what the network goes on with."""
         if self._taken is None:
             return None
         if index in self._taken:
@@ -168,6 +207,8 @@ class _Collector:
         feature = self._element(output, element, index)
         check_feature(feature, self._at(index))
         passed_on, self._taken[index] = self._take(feature)
+        if self._taken[index] is feature and not torch.compiler.is_compiling():
+            self._versions[index] = feature, feature._version
         return passed_on if not element else _replaced(output, element, passed_on)
 
     def _element(self, output: Any, element: str, index: int) -> Any:

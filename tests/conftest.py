@@ -11,10 +11,6 @@ from abckd_kernels import use_backend
 TESTS = Path(__file__).parent
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "big: too many elements for Triton's interpreter")
-
-
 @pytest.fixture(params=cases.BACKENDS)
 def backend(request):
     """Each backend that serves CPU tensors here, forced for the test."""

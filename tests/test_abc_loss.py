@@ -257,3 +257,42 @@ class TestABCLoss:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=cases.name_of)
 def test_at_the_size_of_real_work(backend, dtype):
     check(cases.Layers("real", ((8, 64, 200, 64),), ((8, 64, 200, 64), (8, 32, 200, 33))), dtype)
+
+
+@pytest.mark.parametrize("lengths", [[2**60, 5], [-(2**60), 2**62]], ids=["large", "negative"])
+def test_lengths_beyond_the_frames_mean_all_or_none(backend, lengths):
+    students, teachers = [cases.feature((2, 3, 8, 4))], [cases.feature((2, 5, 8, 4), seed=1)]
+    clipped = [min(max(length, 0), 8) for length in lengths]
+    found, expected = (
+        abc_loss(students, teachers, lengths=torch.tensor(values), reduction="none") for values in (lengths, clipped)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "strided", [torch.tensor([[3, 8], [8, 8]])[:, 0], torch.tensor(5).expand(2)], ids=["cut", "one"]
+)
+def test_lengths_may_be_strided(backend, strided):
+    students, teachers = [cases.feature((2, 3, 8, 4))], [cases.feature((2, 5, 8, 4), seed=1)]
+    found, expected = (
+        abc_loss(students, teachers, lengths=values, reduction="none") for values in (strided, strided.clone())
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_autocast_changes_nothing(backend):
+    students, teachers = cases.DOWN.features(torch.float32)
+
+    def loss_and_gradients():
+        loss = abc_loss(students, teachers, weights=[0.5, 0.5])
+        return loss, *torch.autograd.grad(loss, students)
+
+    expected = loss_and_gradients()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss_and_gradients()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_similarity_is_the_default():
+    students, teachers = cases.DOWN.features(torch.float32)
+    assert abc_loss(students, teachers, scores="similarity") == abc_loss(students, teachers)

@@ -297,3 +297,15 @@ def test_backward_follows_the_choice_that_holds_when_it_runs():
         tapped = tap(x)
     with use_backend("cuda"), pytest.raises(RuntimeError, match="tap_backward on cpu"):
         tapped.map.sum().backward()
+
+
+@pytest.mark.parametrize("path", ["pybind", "dispatcher"])
+def test_second_derivative_is_refused(path, monkeypatch):
+    """Even where the incoming gradient is a constant: a gradient penalty must not lose its part in silence."""
+    if path == "dispatcher":
+        monkeypatch.setattr(backends, "extension", lambda: None)
+    x = cases.feature((2, 3, 4, 5), torch.float64).requires_grad_()
+    loss = abc_loss([x], [cases.feature((2, 4, 4, 5), torch.float64, 1)])
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        gradient.square().sum().backward()

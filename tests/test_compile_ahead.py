@@ -164,6 +164,15 @@ def test_compress(launches, target, per_frame, grid):
             assert 16 in load_widths(binary, target)
 
 
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.arch))
+@pytest.mark.parametrize("gradients", [False, True], ids=["evaluation", "training"])
+def test_compress_with_learned_scores(launches, target, gradients):
+    students, teachers = ([torch.empty(2, 200, 64) for _ in range(count)] for count in (3, 6))
+    scores = torch.empty(2, 3, 6)
+    compress_kernels.forward(students, teachers, scores, None, [200, 64], False, 0.1, None, 200, gradients)
+    assert all(16 in load_widths(binary, target) for _, binary in compile_all(launches, target))
+
+
 def test_one_launch_for_all_layers(launches):
     tap_kernels.forward(features(torch.float32), 2, False, None, 200)
     assert len(launches) == 1

@@ -315,11 +315,33 @@ class InPlace(nn.Module):
         return self.head(self.relu(self.conv(x)))
 
 
-def test_in_place_change_of_a_tapped_layer_is_an_error():
-    distiller = Distiller(InPlace(), Network(5), ["conv"], LAYERS, ABCLoss([3], [5, 10], scores="similarity"))
-    with pytest.raises(RuntimeError, match="(?i)in.?place"):
-        output = distiller(X)
-        (output.student.sum() + output.loss).backward()
+@pytest.mark.parametrize("loss", [ABCLoss([3], [5, 10], scores="similarity"), abc_loss], ids=["taps", "features"])
+def test_in_place_change_of_a_named_layer_is_an_error(loss):
+    distiller = Distiller(InPlace(), Network(5), ["conv"], LAYERS, loss)
+    with pytest.raises(RuntimeError, match="student_layers.*'conv'.*inplace=False"):
+        distiller(X)
+
+
+def test_copies_of_the_student_are_free_of_the_distiller():
+    distiller = distil(*networks())
+    average = copy.deepcopy(distiller.student)
+    buffer = io.BytesIO()
+    torch.save(distiller.student, buffer)
+    restored = torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)
+    assert len(buffer.getvalue()) < 2 * sum(p.nbytes for p in distiller.student.parameters()) + 20_000
+    for twin in (average, restored):
+        torch.testing.assert_close(twin.eval()(X), distiller.student.eval()(X))
+        assert all(hook._collector is None for hook in hooks_of(twin))
+
+
+def test_copy_of_a_distiller_hooks_its_own_networks():
+    distiller = distil(*networks())
+    twin = copy.deepcopy(distiller)
+    torch.testing.assert_close(twin(X).loss, distiller(X).loss)
+    with torch.no_grad():
+        for parameter in twin.student.parameters():
+            parameter.zero_()
+    assert twin(X).loss != distiller(X).loss
 
 
 def test_autocast():

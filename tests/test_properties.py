@@ -155,3 +155,23 @@ def test_attention_is_a_distribution_over_the_allowed_layers(problem):
     loss, attention = abc_loss(students, teachers, **options, mask=mask, return_attention=True)
     assert_close(attention.sum(-1), torch.ones_like(attention[..., 0]))
     assert (attention[:, ~mask] == 0).all()
+
+
+@few
+@given(st.data(), st.sampled_from(cases.DTYPES), st.sampled_from(cases.LAYOUTS))
+def test_layout_and_dtype_do_not_matter(data, dtype, layout):
+    """Any memory layout gives what its contiguous copy gives; a narrow dtype what float64 gives for its numbers."""
+    students, teachers, options = data.draw(problems())
+    students, teachers = ([layout(x.to(dtype)) for x in group] for group in (students, teachers))
+    copies = [[x.contiguous() for x in group] for group in (students, teachers)]
+    exact = [[x.double() for x in group] for group in (students, teachers)]
+    if "lengths" in options:
+        options["lengths"] = torch.stack([options["lengths"]] * 2, 1)[:, 0]  # strided too
+    loss, gradients = loss_and_gradients(students, teachers, **options)
+    tight, loose = ((1e-9, 1e-12) if dtype == torch.float64 else (2e-5, 2e-5)), torch.finfo(dtype).eps
+    torch.testing.assert_close(loss, loss_and_gradients(*copies, **options)[0], rtol=tight[0], atol=tight[1])
+    expected_loss, expected = loss_and_gradients(*exact, **options)
+    torch.testing.assert_close(loss.double(), expected_loss, rtol=tight[0], atol=tight[1])
+    for gradient, reference in zip(gradients, expected, strict=True):
+        scale = reference.abs().max() + 1e-3
+        assert (gradient.double() - reference).abs().max() <= max(4 * loose, 1e-4) * scale

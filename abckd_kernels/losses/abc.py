@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..ops import compress, shapes, tap_all
 from ..ops.compress import check_mask
+from ..ops.tap import check_power
 
 SCORES = ("learned", "similarity", "uniform")
 
@@ -45,7 +46,7 @@ def abc_loss(
     student_features   n features (B, C, *spatial), spatial = (T,), (T, F) or (H, W); float32, float64, bfloat16 or
                        float16. The batch size agrees everywhere; channels and spatial sizes need not.
     teacher_features   m such features.
-    scores             None: the similarity <a_i, a_j> / temperature. "uniform": all allowed teacher layers alike.
+    scores             None or "similarity": <a_i, a_j> / temperature. "uniform": all allowed teacher layers alike.
                        A tensor (B, n, m): these, which then get gradients.
     temperature        of the similarity; other scores do not use it.
     power              r of the attention map mean_c |x|^r, 1 or 2.
@@ -116,16 +117,21 @@ class ABCLoss(nn.Module):
     ):
         super().__init__()
         for name, channels in (("student_channels", student_channels), ("teacher_channels", teacher_channels)):
-            if not channels or any(count < 1 for count in channels):
-                raise ValueError(f"{name}: expected a non-empty list of positive numbers, got {channels!r}")
-        if scores not in SCORES:
-            raise ValueError(f"scores: expected one of {', '.join(SCORES)}, got {scores!r}")
+            if not isinstance(channels, Sequence) or not channels or any(not _is_count(x) for x in channels):
+                raise ValueError(f"{name}: expected a non-empty list of positive whole numbers, got {channels!r}")
+        if not _is_count(dim):
+            raise ValueError(f"dim: expected a positive whole number, got {dim!r}")
+        if not temperature > 0:
+            raise ValueError(f"temperature: expected a positive number, got {temperature!r}")
+        _check_choice("scores", scores, SCORES)
+        _check_choice("normalize", normalize, ("sample", "frame"))
         self.student_channels, self.teacher_channels = list(student_channels), list(teacher_channels)
         self.scores = scores
         self.options = {"temperature": temperature, "grid": grid, "normalize": normalize}
-        self.tap_options = {"power": power, "means": scores == "learned"}
+        self.tap_options = {"power": check_power(power), "means": scores == "learned"}
         pairs = (len(student_channels), len(teacher_channels))
-        self.register_buffer("weights", _check_weights(weights, pairs[0]), persistent=False)
+        _check_weights(weights, pairs[0])
+        self.weights = weights
         self.register_buffer("mask", check_mask(mask, pairs), persistent=False)
         if scores == "learned":
             self.queries = nn.ModuleList(nn.Linear(count, dim, bias=False) for count in student_channels)
@@ -171,14 +177,7 @@ class ABCLoss(nn.Module):
         """The loss of (maps, channel means) that `tap` took with `tap_options` from the layers of both networks."""
         (student_maps, student_means), (teacher_maps, teacher_means) = student, teacher
         self._check_counts(len(student_maps), len(teacher_maps))
-        learned = self.scores == "learned"
-        scores = (
-            self._scores(student_means, teacher_means)
-            if learned
-            else None
-            if self.scores == "similarity"
-            else "uniform"
-        )
+        scores = self._scores(student_means, teacher_means) if self.scores == "learned" else self.scores
         return _compressed(
             student_maps,
             teacher_maps,
@@ -218,15 +217,14 @@ def _compressed(
     student_maps, teacher_maps, *, scores, temperature, grid, normalize, lengths, padded_length, weights, mask,
     reduction, return_attention,
 ):  # fmt: skip
-    if normalize not in ("sample", "frame"):
-        raise ValueError(f"normalize: expected 'sample' or 'frame', got {normalize!r}")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+    _check_choice("normalize", normalize, ("sample", "frame"))
+    _check_choice("reduction", reduction, ("mean", "sum", "none"))
     batch, n, m = student_maps[0].shape[0], len(student_maps), len(teacher_maps)
     if isinstance(scores, str):
-        if scores != "uniform":
-            raise ValueError(f"scores: expected None, 'uniform' or a tensor ({batch}, {n}, {m}), got {scores!r}")
-        scores = student_maps[0].new_zeros((batch, n, m))
+        if scores not in ("similarity", "uniform"):
+            expected = f"'similarity' (or None), 'uniform' or a tensor ({batch}, {n}, {m})"
+            raise ValueError(f"scores: expected {expected}, got {scores!r}")
+        scores = student_maps[0].new_zeros((batch, n, m)) if scores == "uniform" else None
     distances, attention = compress(
         student_maps,
         teacher_maps,
@@ -239,18 +237,30 @@ def _compressed(
         padded_length=padded_length,
     )
     weights = _check_weights(weights, n)
-    per_sample = distances.mean(1) if weights is None else distances @ weights.to(distances)
+    per_sample = distances.mean(1) if weights is None else (distances * weights.to(distances)).sum(1)
     loss = per_sample if reduction == "none" else per_sample.sum()
     if reduction == "mean":
         loss = loss / max(batch, 1)
     return (loss, attention) if return_attention else loss
 
 
+def _is_count(value) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{argument}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
 def _check_weights(weights, n: int) -> Tensor | None:
     if weights is None:
         return None
     if not isinstance(weights, Tensor):
-        weights = torch.tensor(weights, dtype=torch.float64)
+        try:
+            weights = torch.tensor(weights, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"weights: expected {n} numbers, one per student layer, got {weights!r}") from error
     if weights.shape != (n,):
         raise ValueError(f"weights: expected {n} numbers, one per student layer, got shape {tuple(weights.shape)}")
     return weights

@@ -28,6 +28,8 @@ def check_feature(x: Tensor, name: str) -> None:
         raise TypeError(f"{name}: expected a tensor (B, C, *spatial), got {type(x).__name__}")
     if x.dtype not in FEATURE_DTYPES:
         raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {x.dtype}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {x.layout}")
     if x.dim() not in (3, 4):
         raise ValueError(f"{name}: expected (B, C, T) or (B, C, T, F), got shape {tuple(x.shape)}")
     if 0 in x.shape[1:]:
@@ -57,12 +59,19 @@ def check_lengths(lengths: Tensor | None, batch: int, device: torch.device) -> T
         raise TypeError(f"lengths: expected integers (valid frames), got {lengths.dtype}")
     if lengths.shape != (batch,):
         raise ValueError(f"lengths: expected shape ({batch},), got {tuple(lengths.shape)}")
-    return lengths.to(device=device, dtype=torch.int64)
+    return lengths.to(device=device, dtype=torch.int64).contiguous()
+
+
+def check_padded_length(padded_length: int) -> int:
+    """`padded_length`. Raises ValueError unless it is a positive whole number."""
+    if isinstance(padded_length, float) or padded_length < 1:
+        raise ValueError(f"padded_length: expected a positive whole number of frames, got {padded_length!r}")
+    return padded_length
 
 
 def valid_frames(lengths: Tensor, frames: int, padded_length: int) -> Tensor:
     """Valid frames (B,) of a map with `frames` frames: ceil(lengths * frames / padded_length), within 0..frames."""
-    return ((lengths * frames + padded_length - 1) // padded_length).clamp(0, frames)
+    return (lengths.clamp(0, padded_length) * frames + padded_length - 1) // padded_length
 
 
 def frame_mask(lengths: Tensor | None, frames: int, padded_length: int) -> Tensor | None:

@@ -32,8 +32,8 @@ def pick(values, first_tiles, tile):
 @triton.jit
 def count_valid(length, frames, padded_length):
     """Valid frames, as ops.shapes.valid_frames."""
-    valid = (length * frames + padded_length - 1) // padded_length
-    return tl.where(valid < frames, tl.where(valid > 0, valid, 0), frames)
+    length = tl.where(length < padded_length, tl.where(length > 0, length, 0), padded_length)
+    return (length * frames + padded_length - 1) // padded_length
 
 
 def first_tiles(counts: Iterable[int]) -> tuple[tuple[int, ...], int]:

@@ -199,8 +199,9 @@ struct Tap {
     }
     if (shape.channels_last) {
       const int64_t stride = partial_stride(shape);
-      std::unique_ptr<A[]> shifts(new A[stride]);
-      for (int64_t c = 0; c < stride; ++c) {
+      // One vector more than the channels need: behind an alignment head, the last load starts in the middle of one.
+      std::unique_ptr<A[]> shifts(new A[stride + kLanes]);
+      for (int64_t c = 0; c < stride + kLanes; ++c) {
         shifts[c] = mean_grads == nullptr || c >= shape.channels ? A(0) : mean_grads[c] * mean_scale;
       }
       for (int64_t p = at.begin; p < at.end; ++p) {

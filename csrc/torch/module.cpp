@@ -40,12 +40,18 @@ struct Refuse : torch::autograd::Function<Refuse> {
   }
 };
 
-variable_list once_differentiable(variable_list results, const variable_list& grads, bool recording) {
-  const bool wanted = std::any_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined() && g.requires_grad(); });
-  if (!recording || !wanted) return results;
-  const at::AutoGradMode grad_mode(true);
+// Runs first_derivative(context, grads) of F, outside autograd.
+template <typename F>
+variable_list once_differentiable(AutogradContext* context, const variable_list& grads) {
+  const bool recording = at::GradMode::is_enabled();
+  variable_list results;
+  {
+    const at::NoGradGuard no_grad;
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    results = F::first_derivative(context, grads);
+  }
   for (Tensor& result : results) {
-    if (result.defined()) result = Refuse::apply(result.detach().requires_grad_());
+    if (recording && result.defined()) result = Refuse::apply(result.detach().requires_grad_());
   }
   return results;
 }
@@ -79,13 +85,10 @@ struct Tap : torch::autograd::Function<Tap> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    const bool recording = at::GradMode::is_enabled();
-    const at::NoGradGuard no_grad;
-    return once_differentiable(first_derivative(context, grads), grads, recording);
+    return once_differentiable<Tap>(context, grads);
   }
 
   static variable_list first_derivative(AutogradContext* context, const variable_list& grads) {
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const variable_list saved = context->get_saved_variables();
     const size_t count = context->saved_data["count"].toInt();
     variable_list results(count + 4);
@@ -157,13 +160,10 @@ struct Compress : torch::autograd::Function<Compress> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    const bool recording = at::GradMode::is_enabled();
-    const at::NoGradGuard no_grad;
-    return once_differentiable(first_derivative(context, grads), grads, recording);
+    return once_differentiable<Compress>(context, grads);
   }
 
   static variable_list first_derivative(AutogradContext* context, const variable_list& grads) {
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const variable_list saved = context->get_saved_variables();
     const Tensor &attention = saved[0], &attention_grads = saved[1], &map_grads = saved[2];
     const auto sizes = context->saved_data["sizes"].toIntVector();

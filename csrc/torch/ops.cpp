@@ -6,6 +6,7 @@
 #include <c10/util/SmallVector.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -53,11 +54,22 @@ Tensor dense_as(const Tensor& x, const Tensor& like) {
 
 Tensor empty_as(const Tensor& x) { return at::empty_strided(x.sizes(), x.strides(), x.options()); }
 
-void check_feature(const Tensor& x) {
+void check_shape(const char* name, const Tensor& x, at::IntArrayRef shape) {
+  TORCH_CHECK_VALUE(x.sizes() == shape, name, ": expected shape ", shape, ", got ", x.sizes());
+}
+
+void check_feature(const Tensor& x, const Tensor& first) {
   TORCH_CHECK_VALUE(x.dim() == 3 || x.dim() == 4, "features: expected (B, C, T) or (B, C, T, F), got ", x.sizes());
   for (int64_t axis = 1; axis < x.dim(); ++axis) {
     TORCH_CHECK_VALUE(x.size(axis) > 0, "features: channels and spatial sizes must not be zero, got ", x.sizes());
   }
+  TORCH_CHECK_VALUE(x.size(0) == first.size(0), "features: batch sizes differ, ", first.size(0), " and ", x.size(0));
+}
+
+at::DimVector map_shape(const Tensor& feature) {
+  at::DimVector shape(feature.sizes());
+  shape.erase(shape.begin() + 1);
+  return shape;
 }
 
 // Keeps the int64 copy of `lengths` alive as long as kernels read it.
@@ -69,6 +81,7 @@ struct Lengths {
     if (!lengths.has_value()) return;
     TORCH_CHECK_VALUE(lengths->dim() == 1 && lengths->size(0) == batch, "lengths: expected shape (", batch, "), got ",
                       lengths->sizes());
+    TORCH_CHECK_VALUE(lengths->device().is_cpu(), "lengths: expected a CPU tensor, got ", lengths->device());
     TORCH_CHECK_VALUE(padded_length > 0, "padded_length: expected a positive number, got ", padded_length);
     values = lengths->to(at::kLong).contiguous();
     padding.lengths = values.const_data_ptr<int64_t>();
@@ -99,18 +112,15 @@ void launch_by_dtype(const std::vector<Tensor>& features, const std::vector<Laye
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> tap_forward(at::TensorList features, int64_t power, bool means,
                                                                  const std::optional<Tensor>& lengths,
                                                                  int64_t padded_length) {
+  TORCH_CHECK_VALUE(!features.empty(), "features: expected at least one");
   std::vector<Tensor> maps, channel_means, inputs;
-  if (features.empty()) return {maps, channel_means};
   const Lengths valid(lengths, padded_length, features[0].size(0));
   std::vector<TapLayer> layers;
   for (const Tensor& feature : features) {
-    check_feature(feature);
-    TORCH_CHECK_VALUE(feature.size(0) == features[0].size(0), "features: batch sizes differ");
+    check_feature(feature, features[0]);
     inputs.push_back(dense(feature));
     const auto options = feature.options().dtype(accumulation_type(feature.scalar_type()));
-    at::DimVector map_shape(feature.sizes());
-    map_shape.erase(map_shape.begin() + 1);
-    maps.push_back(at::empty(map_shape, options));
+    maps.push_back(at::empty(map_shape(feature), options));
     layers.push_back(layer_of(inputs.back()));
     layers.back().map = maps.back().mutable_data_ptr();
     if (means) {
@@ -127,27 +137,29 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> tap_forward(at::TensorList 
 std::vector<Tensor> tap_backward(const OptionalTensors& grads, at::TensorList features, const OptionalTensors& map_grads,
                                  const OptionalTensors& mean_grads, int64_t power, const std::optional<Tensor>& lengths,
                                  int64_t padded_length) {
+  TORCH_CHECK_VALUE(!features.empty(), "features: expected at least one");
   std::vector<Tensor> results, inputs, alive;
-  if (features.empty()) return results;
   TORCH_CHECK_VALUE(grads.size() == features.size() && map_grads.size() == features.size() &&
                         mean_grads.size() == features.size(),
                     "tap_backward: expected one gradient of each kind per feature, or None");
   const Lengths valid(lengths, padded_length, features[0].size(0));
   std::vector<TapBackwardLayer> layers;
   for (size_t i = 0; i < features.size(); ++i) {
-    check_feature(features[i]);
+    check_feature(features[i], features[0]);
     const Tensor& x = inputs.emplace_back(dense(features[i]));
     const auto keep = [&](const Tensor& value) -> void* {
       return alive.emplace_back(value).data_ptr();
     };
-    const auto accumulated = [&](const OptionalTensors& values) -> void* {
+    const auto accumulated = [&](const char* name, const OptionalTensors& values, at::IntArrayRef shape) -> void* {
       const std::optional<Tensor> value = values.get(i);
+      if (value.has_value()) check_shape(name, *value, shape);
       return value.has_value() ? keep(value->to(accumulation_type(x.scalar_type())).contiguous()) : nullptr;
     };
     TapBackwardLayer layer{layer_of(x), nullptr, nullptr};
-    layer.layer.map = accumulated(map_grads);
-    layer.layer.mean = accumulated(mean_grads);
+    layer.layer.map = accumulated("map_grads", map_grads, map_shape(x));
+    layer.layer.mean = accumulated("mean_grads", mean_grads, x.sizes().slice(0, 2));
     const std::optional<Tensor> grad = grads.get(i);
+    if (grad.has_value()) check_shape("grads", *grad, x.sizes());
     if (grad.has_value()) layer.grad = keep(dense_as(grad->to(x.scalar_type()), x));
     results.push_back(empty_as(x));
     layer.result = results.back().mutable_data_ptr();
@@ -179,7 +191,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> compress_forward(
     const std::optional<Tensor>& mask, at::IntArrayRef grid, bool per_frame, double temperature,
     const std::optional<Tensor>& lengths, int64_t padded_length, bool gradients) {
   TORCH_CHECK_VALUE(!student_maps.empty() && !teacher_maps.empty(), "maps: expected at least one of each network");
-  TORCH_CHECK_VALUE(grid.size() == 2 && grid[0] > 0 && grid[1] > 0, "grid: expected two positive sizes, got ", grid);
+  constexpr int64_t kMostCells = int64_t{1} << 31;
+  TORCH_CHECK_VALUE(grid.size() == 2 && grid[0] > 0 && grid[1] > 0 && grid[0] < kMostCells / grid[1],
+                    "grid: expected two positive sizes with a product below 2^31, got ", grid);
   const Tensor& like = student_maps[0];
   TORCH_CHECK_TYPE(like.scalar_type() == at::kFloat || like.scalar_type() == at::kDouble,
                    "maps: expected float32 or float64, got ", like.scalar_type());
@@ -199,12 +213,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> compress_forward(
   const auto student_table = describe(students), teacher_table = describe(teachers);
   Tensor given_scores, given_mask;
   if (scores.has_value()) {
-    TORCH_CHECK_VALUE(scores->sizes() == attention.sizes(), "scores: expected ", attention.sizes(), ", got ", scores->sizes());
+    check_shape("scores", *scores, attention.sizes());
+    TORCH_CHECK_VALUE(scores->device().is_cpu(), "scores: expected a CPU tensor, got ", scores->device());
     given_scores = scores->to(like.scalar_type()).contiguous();
   }
   if (mask.has_value()) {
-    TORCH_CHECK_VALUE(mask->dim() == 2 && mask->size(0) == n && mask->size(1) == m, "mask: expected (", n, ", ", m,
-                      "), got ", mask->sizes());
+    check_shape("mask", *mask, {n, m});
+    TORCH_CHECK_VALUE(mask->device().is_cpu(), "mask: expected a CPU tensor, got ", mask->device());
     given_mask = mask->to(at::kBool).contiguous();
   }
   CompressArguments a{};
@@ -232,9 +247,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> compress_forward(
 
 std::vector<Tensor> compress_backward(const Tensor& distance_grads, const Tensor& map_grads, at::IntArrayRef sizes,
                                       const std::optional<Tensor>& lengths, int64_t padded_length) {
+  TORCH_CHECK_VALUE(map_grads.dim() == 4, "map_grads: expected (B, n, T, F), got ", map_grads.sizes(),
+                    "; empty where forward ran with gradients=False");
+  TORCH_CHECK_TYPE(map_grads.scalar_type() == at::kFloat || map_grads.scalar_type() == at::kDouble,
+                   "map_grads: expected float32 or float64, got ", map_grads.scalar_type());
   const int64_t batch = map_grads.size(0), n = map_grads.size(1);
-  TORCH_CHECK_VALUE(map_grads.dim() == 4 && static_cast<int64_t>(sizes.size()) == 2 * n,
-                    "sizes: expected two per student map, got ", sizes.size());
+  check_shape("distance_grads", distance_grads, {batch, n});
+  TORCH_CHECK_VALUE(map_grads.size(2) > 0 && map_grads.size(3) > 0 && static_cast<int64_t>(sizes.size()) == 2 * n &&
+                        std::all_of(sizes.begin(), sizes.end(), [](int64_t size) { return size > 0; }),
+                    "sizes: expected two positive numbers per student map, got ", sizes);
   const Lengths valid(lengths, padded_length, batch);
   const Tensor distances = distance_grads.to(map_grads.scalar_type()).contiguous(), maps = map_grads.contiguous();
   std::vector<Tensor> results;

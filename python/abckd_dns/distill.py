@@ -58,7 +58,7 @@ def distill(options: DistillOptions) -> None:
     if options.noisy is not None and not options.label_free:
         raise InputError("--noisy has no clean speech to learn from: add --label-free, or give --clean and --noise")
     set_seed(options.seed)
-    student = load_network(options.student, "--student")
+    student = load_network(options.student, "--student", new=True)
     teacher = load_network(options.teacher, "--teacher").requires_grad_(False).eval()
     if options.noisy is not None:
         examples = NoisySpeech(

@@ -1,7 +1,7 @@
 """Networks by name, and their checkpoints.
 
 A network is named by
-    teacher, student                  a preset of this package
+    teacher, student                  a preset of this package, with fresh weights: only where a new network will do
     package.module:factory            what factory(), without arguments, returns
     path                              a checkpoint of a network of this package: a file, or a run's folder
     package.module:factory@path       the factory's network with the weights of a checkpoint
@@ -33,15 +33,15 @@ CHECKPOINT_NAME = "model.safetensors"
 _FACTORY = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<function>[A-Za-z_]\w*)(?:@(?P<path>.+))?")
 
 
-def load_network(name: str, argument: str) -> nn.Module:
-    """The network that `name` names (see above), on the CPU. `argument` is what errors blame."""
+def load_network(name: str, argument: str, *, new: bool = False) -> nn.Module:
+    """The network that `name` names (see above), on the CPU. `argument` is what errors blame. new: presets count."""
     factory = _FACTORY.fullmatch(name)
     if factory is not None:
         network = _call_factory(factory["module"], factory["function"], argument)
         if factory["path"]:
             _load_weights(network, _find_checkpoint(factory["path"], argument), argument)
         return network
-    if name in PRESETS:
+    if new and name in PRESETS:
         return Denoiser(PRESETS[name])
     path = _find_checkpoint(name, argument)
     metadata = _read_metadata(path, argument)
@@ -115,10 +115,10 @@ def _find_checkpoint(name: str, argument: str) -> Path:
     if path.is_dir():
         path = path / CHECKPOINT_NAME
     if not path.is_file():
-        raise InputError(
-            f"{argument}: {name} is neither a preset ({', '.join(PRESETS)}), nor package.module:factory, "
-            f"nor a checkpoint (a file, or a folder with {CHECKPOINT_NAME})"
-        )
+        trained = f"package.module:factory or a checkpoint (a file, or a folder with {CHECKPOINT_NAME})"
+        if name in PRESETS:
+            raise InputError(f"{argument}: the preset {name} has not learned anything; expected {trained}")
+        raise InputError(f"{argument}: {name} is not {trained}, nor, for a new network, one of {', '.join(PRESETS)}")
     return path
 
 

@@ -78,7 +78,7 @@ class TrainOptions(TrainingOptions):
 
 def train(options: TrainOptions) -> None:
     set_seed(options.seed)
-    network = load_network(options.preset, "--preset")
+    network = load_network(options.preset, "--preset", new=True)
     examples = Mixtures(options, options.segment_length, options.example_count, options.seed)
     fit(Supervised(network), examples, options)
 

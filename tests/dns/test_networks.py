@@ -37,7 +37,8 @@ def test_checkpoint_of_an_own_network(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no_such_preset", "neither a preset .teacher, student."),
+        ("no_such_preset", "no_such_preset is not .* checkpoint .* one of teacher, student"),
+        ("student", "the preset student has not learned anything"),
         ("no_such_module:factory", "cannot import no_such_module"),
         ("own_networks:missing", "own_networks has no missing"),
         ("own_networks:constant", "is a int, expected a function"),
@@ -61,3 +62,13 @@ def test_not_a_checkpoint(tmp_path):
     safetensors.torch.save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(InputError, match="an unknown network"):
         load_network(str(path), "--teacher")
+
+
+def test_a_preset_is_a_new_network_even_beside_a_folder_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "student"
+    run.mkdir()
+    network = load_network("student", "--student", new=True)
+    save_checkpoint(run / "model.safetensors", network)
+    assert torch.equal(load_network("student", "--checkpoint")(WAVEFORM), network(WAVEFORM))
+    assert not torch.equal(load_network("student", "--student", new=True)(WAVEFORM), network(WAVEFORM))

@@ -13,6 +13,9 @@ For n student maps and m teacher maps of any resolution, pooled to `grid` by the
 Everything is float32, or float64 if any map is. Distances are summed from differences, never from a Gram matrix:
 where a student has learned its teacher, the difference of two large dot products has no digits left.
 
+Ranges: float32 squares its maps twice, so that features must stay below about 1e8 in size, and below 1e-6 the norm of
+their energies reaches the 1e-12 of the definition.
+
 Forward also computes the derivative of each d_i (d_i depends on map i only), so that backward needs no map again:
 what is saved is one grid per student layer. Bytes: the maps are 1/C of the features; both passes together move less
 than 4/C of a feature's bytes.
@@ -71,11 +74,15 @@ def compress(
     frames_only = maps[0].dim() == 2
     grid = common_grid(maps, grid)
     if per_frame and grid[1] == 1:
-        raise ValueError(f"per_frame: a map of one value per frame is constant when normalised, got grid {tuple(grid)}")
+        raise ValueError(
+            f"normalize='frame' (per_frame) needs a second spatial axis: one value per frame is constant when "
+            f"normalised, got grid {tuple(grid)}"
+        )
     if not temperature > 0:
         raise ValueError(f"temperature: expected a positive number, got {temperature}")
     batch, device = maps[0].shape[0], maps[0].device
     padded_length = max(x.shape[1] for x in maps) if padded_length is None else padded_length
+    padded_length = shapes.check_padded_length(padded_length)
     lengths = shapes.check_lengths(lengths, batch, device)
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in maps) else torch.float32
     student_maps, teacher_maps = (
@@ -83,11 +90,13 @@ def compress(
     )
     pairs = (len(student_maps), len(teacher_maps))
     if scores is not None:
+        if not isinstance(scores, Tensor):
+            raise TypeError(f"scores: expected a tensor {(batch, *pairs)}, got {type(scores).__name__}")
         if scores.shape != (batch, *pairs):
-            raise ValueError(
-                f"scores: expected shape {(batch, *pairs)} (batch, student layers, teacher layers), "
-                f"got {tuple(scores.shape)}"
-            )
+            expected = f"{(batch, *pairs)} (batch, student layers, teacher layers)"
+            raise ValueError(f"scores: expected shape {expected}, got {tuple(scores.shape)}")
+        if scores.device != device:
+            raise ValueError(f"scores: expected device {device}, got {scores.device}")
         scores = scores.to(dtype)
     mask = check_mask(mask, pairs, device)
     teacher_maps = [x.detach() for x in teacher_maps]
@@ -108,7 +117,10 @@ def check_mask(mask, pairs: tuple[int, int], device: torch.device | None = None)
     """`mask` as a bool tensor on `device`. Raises ValueError if its shape is not `pairs` or a row allows nothing."""
     if mask is None:
         return None
-    mask = torch.as_tensor(mask)
+    try:
+        mask = torch.as_tensor(mask)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"mask: expected {pairs} booleans (student layers, teacher layers), got {mask!r}") from error
     if mask.shape != pairs:
         raise ValueError(f"mask: expected shape {pairs} (student layers, teacher layers), got {tuple(mask.shape)}")
     mask = mask.bool()
@@ -138,8 +150,8 @@ def common_grid(maps: Sequence[Tensor], grid: Sequence[int] | None) -> list[int]
     axes = maps[0].dim() - 1
     if grid is None:
         grid = [min(x.shape[1 + axis] for x in maps) for axis in range(axes)]
-    elif len(grid) != axes or any(cells < 1 for cells in grid):
-        raise ValueError(f"grid: expected {axes} positive size{'s' * (axes > 1)}, got {tuple(grid)}")
+    elif not isinstance(grid, Sequence) or len(grid) != axes or not all(isinstance(x, int) and x > 0 for x in grid):
+        raise ValueError(f"grid: expected {axes} positive whole number{'s' * (axes > 1)}, got {grid!r}")
     return [*grid, 1][:2]
 
 
@@ -180,11 +192,13 @@ def _backward(ctx, distance_grads, attention_out_grads, *_):
     if any(needs_maps) and distance_grads is not None:
         kernel = backends.kernel("compress_backward", map_grads.device)
         student_grads = kernel(distance_grads, map_grads, ctx.sizes, lengths, ctx.padded_length)
+        student_grads = [backends.refuse_second_derivative(grad) for grad in student_grads]
     if needs_scores:
         total = torch.zeros_like(attention) if attention_out_grads is None else attention_out_grads
         if distance_grads is not None:
             total = total + distance_grads.unsqueeze(-1) * attention_grads
         score_grads = attention * (total - (attention * total).sum(-1, keepdim=True))
+        score_grads = backends.refuse_second_derivative(score_grads)
     return student_grads, teacher_grads, score_grads, *[None] * 7
 
 
@@ -193,4 +207,3 @@ backends.define(
     "compress_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu",)
 )
 backends.differentiate("compress_forward", _backward, _setup_context)
-backends.refuse_derivative("compress_backward")

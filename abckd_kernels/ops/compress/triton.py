@@ -269,7 +269,7 @@ def forward(
         _describe(student_maps, grid), _describe(teacher_maps, grid),
         like if scores is None else scores.to(like.dtype).contiguous(),
         like if mask is None else mask.to(torch.int8).contiguous(),
-        like if lengths is None else lengths, padded_length,
+        like if lengths is None else lengths.contiguous(), padded_length,
         distances, attention, attention_grads, map_grads, *grid, 1 / temperature,
         POOLED=pooled, HAS_SCORES=scores is not None, HAS_MASK=mask is not None, LENGTHS=lengths is not None,
         PER_FRAME=per_frame, GRADIENTS=gradients, ROWS=rows, COLUMNS=columns, TEACHERS=triton.next_power_of_2(m),
@@ -287,13 +287,16 @@ def backward(
     block = 512
     tiles = tuple(triton.cdiv(t * f, block) for t, f in zip(frames, bands, strict=True))
     starts, programs = first_tiles(batch * count for count in tiles)
+    windows = (
+        tuple(_window(cells, size) for size in sizes) for cells, sizes in zip(grid, (frames, bands), strict=True)
+    )
     launch(
         backward_kernel, programs, map_grads,
-        tuple(results), frames, bands, *(tuple(_window(cells, size) for size in group)
-                                         for cells, group in zip(grid, (frames, bands), strict=True)),
-        tiles, starts, distance_grads.contiguous(), map_grads, map_grads if lengths is None else lengths,
-        padded_length, *grid, POOLED=list(sizes) != list(grid) * len(results), LENGTHS=lengths is not None,
-        BLOCK=block, INDEX=_index(results, grid), num_warps=2,
+        tuple(results), frames, bands, *windows, tiles, starts,
+        distance_grads.expand(map_grads.shape[:2]).contiguous(), map_grads.contiguous(),
+        map_grads if lengths is None else lengths.contiguous(), padded_length, *grid,
+        POOLED=list(sizes) != list(grid) * len(results), LENGTHS=lengths is not None, BLOCK=block,
+        INDEX=_index(results, grid), num_warps=2,
     )  # fmt: skip
     return results
 

@@ -85,12 +85,9 @@ def tap_all(
     Returns the lists of features, maps and means (empty if `means` is False).
     """
     shapes.check_features(features, "features")
-    if power not in (1, 2):
-        raise ValueError(f"power: expected 1 or 2, got {power!r}")
+    power = check_power(power)
     frames = max(x.shape[2] for x in features)
-    padded_length = frames if padded_length is None else padded_length
-    if padded_length < 1:
-        raise ValueError(f"padded_length: expected at least 1 frame, got {padded_length}")
+    padded_length = shapes.check_padded_length(frames if padded_length is None else padded_length)
     lengths = shapes.check_lengths(lengths, features[0].shape[0], features[0].device)
     features = list(features)
     if not (torch.is_grad_enabled() and any(x.requires_grad for x in features)):
@@ -103,6 +100,13 @@ def tap_all(
     outputs = _PassThrough.apply(power, means, lengths, padded_length, *features)
     count = len(features)
     return list(outputs[:count]), list(outputs[count : 2 * count]), list(outputs[2 * count :])
+
+
+def check_power(power: int) -> int:
+    """`power` as an int. Raises ValueError unless it is 1 or 2."""
+    if power not in (1, 2):
+        raise ValueError(f"power: expected 1 or 2, got {power!r}")
+    return int(power)
 
 
 class _PassThrough(torch.autograd.Function):
@@ -118,7 +122,6 @@ class _PassThrough(torch.autograd.Function):
         return (*features, *maps, *channel_means)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, *grads):
         needed = ctx.needs_input_grad[4:]
         count = len(needed)
@@ -143,7 +146,7 @@ def _feature_grads(saved, needed, grads, map_grads, mean_grads, power, lengths, 
         pick = lambda items: [items[index] for index in reached]  # noqa: E731
         fresh = kernel(pick(grads), pick(saved), pick(map_grads), pick(mean_grads), power, lengths, padded_length)
         for index, grad in zip(reached, fresh, strict=True):
-            results[index] = grad
+            results[index] = backends.refuse_second_derivative(grad)
     return results
 
 
@@ -177,4 +180,3 @@ def _backward(ctx, map_grads, mean_grads):
 backends.define("tap_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu",))
 backends.define("tap_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu",))
 backends.differentiate("tap_forward", _backward, _setup_context)
-backends.refuse_derivative("tap_backward")

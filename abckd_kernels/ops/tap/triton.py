@@ -44,6 +44,22 @@ class Tile:
 
 
 @triton.jit
+def locate(
+    tile, channels, frames, bands, sample_tiles, layer_tiles, lengths_ptr, padded_length, LENGTHS: tl.constexpr
+):  # fmt: skip
+    """Sizes of the tile's layer, the tile's number in the layer, its sample, and the valid frames of that sample."""
+    C = pick(channels, layer_tiles, tile).to(tl.int64)
+    T = pick(frames, layer_tiles, tile).to(tl.int64)
+    F = pick(bands, layer_tiles, tile).to(tl.int64)
+    place = tile - pick(layer_tiles, layer_tiles, tile)
+    b = (place // pick(sample_tiles, layer_tiles, tile)).to(tl.int64)
+    valid = T
+    if LENGTHS:
+        valid = count_valid(tl.load(lengths_ptr + b), T, padded_length)
+    return C, T, F, place.to(tl.int64), b, valid
+
+
+@triton.jit
 def forward_kernel(
     x_ptrs,  # per layer: feature of sample 0
     map_ptrs,  # per layer: (B, frames * bands)
@@ -63,18 +79,13 @@ def forward_kernel(
     BLOCK_P: tl.constexpr,
 ):
     tile = tl.program_id(0)
-    C = pick(channels, layer_tiles, tile).to(tl.int64)
-    T = pick(frames, layer_tiles, tile).to(tl.int64)
-    F = pick(bands, layer_tiles, tile).to(tl.int64)
-    tiles = pick(sample_tiles, layer_tiles, tile)
-    place = tile - pick(layer_tiles, layer_tiles, tile)
-    b = (place // tiles).to(tl.int64)
+    C, T, F, place, b, valid_frames = locate(
+        tile, channels, frames, bands, sample_tiles, layer_tiles, lengths_ptr, padded_length, LENGTHS
+    )
+    p = (place - b * pick(sample_tiles, layer_tiles, tile)) * BLOCK_P + tl.arange(0, BLOCK_P)
+    valid = valid_frames * F
     x_ptr = pick(x_ptrs, layer_tiles, tile) + b * C * T * F
     map_ptr = pick(map_ptrs, layer_tiles, tile) + b * T * F
-    p = (place % tiles).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    valid = T * F
-    if LENGTHS:
-        valid = count_valid(tl.load(lengths_ptr + b), T, padded_length) * F
     stride_c = 1 if CHANNELS_LAST else T * F
     stride_p = C if CHANNELS_LAST else 1
 
@@ -85,7 +96,7 @@ def forward_kernel(
         x = tl.load(x_ptr + c[:, None] * stride_c + p[None, :] * stride_p, inside, other=0).to(energy.dtype)
         energy += x * x if POWER == 2 else tl.abs(x)
         if MEANS:
-            partial_ptr = pick(partial_ptrs, layer_tiles, tile) + place.to(tl.int64) * C
+            partial_ptr = pick(partial_ptrs, layer_tiles, tile) + place * C
             tl.store(partial_ptr + c, tl.sum(x, 1), c < C)
     tl.store(map_ptr + p, tl.sum(energy, 0) / C.to(energy.dtype), p < T * F)
 
@@ -98,6 +109,7 @@ def mean_kernel(
     frames,
     bands,
     sample_tiles,
+    sample_programs,  # per layer: programs per sample
     layer_programs,  # per layer: number of its first program
     lengths_ptr,
     padded_length,
@@ -105,19 +117,13 @@ def mean_kernel(
     BLOCK_C: tl.constexpr,
 ):
     program = tl.program_id(0)
-    C = pick(channels, layer_programs, program).to(tl.int64)
-    T = pick(frames, layer_programs, program).to(tl.int64)
-    F = pick(bands, layer_programs, program).to(tl.int64)
+    C, T, F, place, b, valid = locate(
+        program, channels, frames, bands, sample_programs, layer_programs, lengths_ptr, padded_length, LENGTHS
+    )
+    c = (place - b * pick(sample_programs, layer_programs, program)) * BLOCK_C + tl.arange(0, BLOCK_C)
     tiles = pick(sample_tiles, layer_programs, program)
-    place = program - pick(layer_programs, layer_programs, program)
-    blocks = tl.cdiv(pick(channels, layer_programs, program), BLOCK_C)
-    b = (place // blocks).to(tl.int64)
-    c = place % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     partial_ptr = pick(partial_ptrs, layer_programs, program) + b * tiles * C
     mean_ptr = pick(mean_ptrs, layer_programs, program) + b * C
-    valid = T
-    if LENGTHS:
-        valid = count_valid(tl.load(lengths_ptr + b), T, padded_length)
     total = tl.zeros((BLOCK_C,), mean_ptr.dtype.element_ty)
     for t in range(0, tiles):
         total += tl.load(partial_ptr + t * C + c, c < C, other=0)
@@ -150,18 +156,13 @@ def backward_kernel(
     BLOCK_P: tl.constexpr,
 ):
     tile = tl.program_id(0)
-    C = pick(channels, layer_tiles, tile).to(tl.int64)
-    T = pick(frames, layer_tiles, tile).to(tl.int64)
-    F = pick(bands, layer_tiles, tile).to(tl.int64)
-    tiles = pick(sample_tiles, layer_tiles, tile)
-    place = tile - pick(layer_tiles, layer_tiles, tile)
-    b = (place // tiles).to(tl.int64)
-    p = (place % tiles).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    C, T, F, place, b, valid_frames = locate(
+        tile, channels, frames, bands, sample_tiles, layer_tiles, lengths_ptr, padded_length, LENGTHS
+    )
+    p = (place - b * pick(sample_tiles, layer_tiles, tile)) * BLOCK_P + tl.arange(0, BLOCK_P)
+    valid = valid_frames * F
     x_ptr = pick(x_ptrs, layer_tiles, tile) + b * C * T * F
     result_ptr = pick(result_ptrs, layer_tiles, tile) + b * C * T * F
-    valid = T * F
-    if LENGTHS:
-        valid = count_valid(tl.load(lengths_ptr + b), T, padded_length) * F
     stride_c = 1 if CHANNELS_LAST else T * F
     stride_p = C if CHANNELS_LAST else 1
     dtype: tl.constexpr = tl.float64 if DOUBLE else tl.float32
@@ -204,7 +205,7 @@ def forward(
             x.new_empty((x.shape[0], count, x.shape[1]), dtype=accumulation_dtype(x.dtype)) if means else maps[i]
             for i, x, count in zip(layers, xs, tiles, strict=True)
         )
-        valid = maps[layers[0]] if lengths is None else lengths  # an unread pointer must still be one
+        valid = maps[layers[0]] if lengths is None else lengths.contiguous()  # an unread pointer must still be one
         launch(
             forward_kernel, programs, xs[0],
             tuple(xs), tuple(maps[i] for i in layers), partials, channels, frames, bands, tiles, starts, valid,
@@ -212,11 +213,12 @@ def forward(
             BLOCK_C=tile.block_c, BLOCK_P=tile.block_p, num_warps=tile.num_warps,
         )  # fmt: skip
         if means:
-            starts, programs = first_tiles(x.shape[0] * triton.cdiv(x.shape[1], MEAN_LOAD * WARP) for x in xs)
+            blocks = tuple(triton.cdiv(count, MEAN_LOAD * WARP) for count in channels)
+            starts, programs = first_tiles(x.shape[0] * count for x, count in zip(xs, blocks, strict=True))
             launch(
                 mean_kernel, programs, xs[0],
-                partials, tuple(channel_means[i] for i in layers), channels, frames, bands, tiles, starts, valid,
-                padded_length, LENGTHS=lengths is not None, BLOCK_C=MEAN_LOAD * WARP, num_warps=1,
+                partials, tuple(channel_means[i] for i in layers), channels, frames, bands, tiles, blocks, starts,
+                valid, padded_length, LENGTHS=lengths is not None, BLOCK_C=MEAN_LOAD * WARP, num_warps=1,
             )  # fmt: skip
     return maps, channel_means
 
@@ -232,17 +234,9 @@ def backward(
 ) -> list[Tensor]:
     inputs = [dense(x) for x in features]
     results = [empty_like(x) for x in inputs]
-    grads = [
-        None if g is None else empty_like(x).copy_(g) if _differs(g, x) else g
-        for g, x in zip(grads, inputs, strict=True)
-    ]
-    map_grads, mean_grads = (
-        [
-            None if g is None else g.to(accumulation_dtype(x.dtype)).contiguous()
-            for g, x in zip(group, inputs, strict=True)
-        ]
-        for group in (map_grads, mean_grads)
-    )
+    grads = [_laid_out(g, x) for g, x in zip(grads, inputs, strict=True)]
+    map_grads = [_accumulated(g, x, (x.shape[0], *x.shape[2:])) for g, x in zip(map_grads, inputs, strict=True)]
+    mean_grads = [_accumulated(g, x, x.shape[:2]) for g, x in zip(mean_grads, inputs, strict=True)]
     by_kind = (grads, map_grads, mean_grads)
 
     def key(i: int) -> tuple:
@@ -259,7 +253,7 @@ def backward(
         launch(
             backward_kernel, programs, xs[0],
             tuple(xs), own, of_map, of_mean, tuple(results[i] for i in layers), channels, frames, bands, tiles, starts,
-            xs[0] if lengths is None else lengths, padded_length,
+            xs[0] if lengths is None else lengths.contiguous(), padded_length,
             POWER=power, CHANNELS_LAST=channels_last, HAS_GRAD=present[0], HAS_MAP=present[1], HAS_MEAN=present[2],
             LENGTHS=lengths is not None, DOUBLE=dtype == torch.float64,
             BLOCK_C=tile.block_c, BLOCK_P=tile.block_p, num_warps=tile.num_warps,
@@ -279,6 +273,12 @@ def _sizes(xs: list[Tensor], tile: Tile) -> tuple[tuple[int, ...], ...]:
     return tuple(x.shape[1] for x in xs), frames, bands, tiles
 
 
-def _differs(grad: Tensor, x: Tensor) -> bool:
-    """True unless `grad` lies in memory exactly as `x` does."""
-    return grad.dtype != x.dtype or grad.stride() != x.stride()
+def _laid_out(grad: Tensor | None, x: Tensor) -> Tensor | None:
+    """`grad` as it is if it lies in memory exactly as `x` does, else a copy that does."""
+    if grad is None or (grad.dtype == x.dtype and grad.shape == x.shape and grad.stride() == x.stride()):
+        return grad
+    return empty_like(x).copy_(grad)
+
+
+def _accumulated(grad: Tensor | None, x: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+    return None if grad is None else grad.to(accumulation_dtype(x.dtype)).expand(shape).contiguous()

@@ -12,8 +12,9 @@ namespace abckd {
 
 // Valid frames of a map with `frames` frames where `length` of `padded_length` count: a ceiling, within 0..frames.
 ABCKD_HOST_DEVICE inline int64_t valid_frames(int64_t length, int64_t frames, int64_t padded_length) {
-  const int64_t valid = (length * frames + padded_length - 1) / padded_length;
-  return length <= 0 ? 0 : (valid < frames ? valid : frames);
+  if (length <= 0) return 0;
+  if (length >= padded_length) return frames;  // before multiplying: length may be anything
+  return (length * frames + padded_length - 1) / padded_length;
 }
 
 // Window of cell u when `size` positions are pooled to `cells`: [begin, end), never empty, may overlap its neighbours.
