@@ -74,7 +74,7 @@ class Distiller(nn.Module):
         """Run both networks on the same inputs.
 
         lengths: (B,) integers, the valid part of each padded item, out of padded_length (for a waveform both in
-        samples); needed together. Other arguments go to both networks.
+        samples); needed together. They are for the loss; all other arguments go to both networks.
         """
         if (lengths is None) != (padded_length is None):
             raise ValueError("lengths and padded_length: give both or neither")
@@ -207,7 +207,7 @@ class _Collector:
         feature = self._element(output, element, index)
         check_feature(feature, self._at(index))
         passed_on, self._taken[index] = self._take(feature)
-        if self._taken[index] is feature and not torch.compiler.is_compiling():
+        if self._taken[index] is feature and not (torch.compiler.is_compiling() or feature.is_inference()):
             self._versions[index] = feature, feature._version
         return passed_on if not element else _replaced(output, element, passed_on)
 
