@@ -44,19 +44,22 @@ class Tile:
 
 
 @triton.jit
-def locate(
-    tile, channels, frames, bands, sample_tiles, layer_tiles, lengths_ptr, padded_length, LENGTHS: tl.constexpr
-):  # fmt: skip
-    """Sizes of the tile's layer, the tile's number in the layer, its sample, and the valid frames of that sample."""
+def locate(tile, layers, lengths_ptr, padded_length, LENGTHS: tl.constexpr):
+    """C, T, F of the tile's layer; its sample b; its number in the sample and in the layer; the valid frames of b.
+
+    layers: per layer channels, frames, bands, tiles per sample, and the number of its first tile.
+    """
+    channels, frames, bands, sample_tiles, layer_tiles = layers
     C = pick(channels, layer_tiles, tile).to(tl.int64)
     T = pick(frames, layer_tiles, tile).to(tl.int64)
     F = pick(bands, layer_tiles, tile).to(tl.int64)
-    place = tile - pick(layer_tiles, layer_tiles, tile)
-    b = (place // pick(sample_tiles, layer_tiles, tile)).to(tl.int64)
+    tiles = pick(sample_tiles, layer_tiles, tile)
+    in_layer = tile - pick(layer_tiles, layer_tiles, tile)
+    b = (in_layer // tiles).to(tl.int64)
     valid = T
     if LENGTHS:
         valid = count_valid(tl.load(lengths_ptr + b), T, padded_length)
-    return C, T, F, place.to(tl.int64), b, valid
+    return C, T, F, b, (in_layer % tiles).to(tl.int64), in_layer.to(tl.int64), valid
 
 
 @triton.jit
@@ -64,11 +67,7 @@ def forward_kernel(
     x_ptrs,  # per layer: feature of sample 0
     map_ptrs,  # per layer: (B, frames * bands)
     partial_ptrs,  # per layer: (B, tiles, channels), sums over the positions of a tile
-    channels,
-    frames,
-    bands,
-    sample_tiles,  # per layer: tiles per sample
-    layer_tiles,  # per layer: number of its first tile
+    layers,  # as in locate
     lengths_ptr,  # (B,)
     padded_length,
     POWER: tl.constexpr,
@@ -79,10 +78,9 @@ def forward_kernel(
     BLOCK_P: tl.constexpr,
 ):
     tile = tl.program_id(0)
-    C, T, F, place, b, valid_frames = locate(
-        tile, channels, frames, bands, sample_tiles, layer_tiles, lengths_ptr, padded_length, LENGTHS
-    )
-    p = (place - b * pick(sample_tiles, layer_tiles, tile)) * BLOCK_P + tl.arange(0, BLOCK_P)
+    layer_tiles = layers[4]
+    C, T, F, b, in_sample, in_layer, valid_frames = locate(tile, layers, lengths_ptr, padded_length, LENGTHS)
+    p = in_sample * BLOCK_P + tl.arange(0, BLOCK_P)
     valid = valid_frames * F
     x_ptr = pick(x_ptrs, layer_tiles, tile) + b * C * T * F
     map_ptr = pick(map_ptrs, layer_tiles, tile) + b * T * F
@@ -96,7 +94,7 @@ def forward_kernel(
         x = tl.load(x_ptr + c[:, None] * stride_c + p[None, :] * stride_p, inside, other=0).to(energy.dtype)
         energy += x * x if POWER == 2 else tl.abs(x)
         if MEANS:
-            partial_ptr = pick(partial_ptrs, layer_tiles, tile) + place * C
+            partial_ptr = pick(partial_ptrs, layer_tiles, tile) + in_layer * C
             tl.store(partial_ptr + c, tl.sum(x, 1), c < C)
     tl.store(map_ptr + p, tl.sum(energy, 0) / C.to(energy.dtype), p < T * F)
 
@@ -105,22 +103,17 @@ def forward_kernel(
 def mean_kernel(
     partial_ptrs,
     mean_ptrs,  # per layer: (B, channels)
-    channels,
-    frames,
-    bands,
-    sample_tiles,
-    sample_programs,  # per layer: programs per sample
-    layer_programs,  # per layer: number of its first program
+    sample_tiles,  # per layer: tiles per sample
+    layers,  # as in locate, with programs for tiles
     lengths_ptr,
     padded_length,
     LENGTHS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     program = tl.program_id(0)
-    C, T, F, place, b, valid = locate(
-        program, channels, frames, bands, sample_programs, layer_programs, lengths_ptr, padded_length, LENGTHS
-    )
-    c = (place - b * pick(sample_programs, layer_programs, program)) * BLOCK_C + tl.arange(0, BLOCK_C)
+    layer_programs = layers[4]
+    C, T, F, b, in_sample, _, valid = locate(program, layers, lengths_ptr, padded_length, LENGTHS)
+    c = in_sample * BLOCK_C + tl.arange(0, BLOCK_C)
     tiles = pick(sample_tiles, layer_programs, program)
     partial_ptr = pick(partial_ptrs, layer_programs, program) + b * tiles * C
     mean_ptr = pick(mean_ptrs, layer_programs, program) + b * C
@@ -138,11 +131,7 @@ def backward_kernel(
     map_grad_ptrs,  # per layer: (B, frames * bands)
     mean_grad_ptrs,  # per layer: (B, channels)
     result_ptrs,  # per layer: gradient of x, laid out as x
-    channels,
-    frames,
-    bands,
-    sample_tiles,
-    layer_tiles,
+    layers,  # as in locate
     lengths_ptr,
     padded_length,
     POWER: tl.constexpr,
@@ -156,10 +145,9 @@ def backward_kernel(
     BLOCK_P: tl.constexpr,
 ):
     tile = tl.program_id(0)
-    C, T, F, place, b, valid_frames = locate(
-        tile, channels, frames, bands, sample_tiles, layer_tiles, lengths_ptr, padded_length, LENGTHS
-    )
-    p = (place - b * pick(sample_tiles, layer_tiles, tile)) * BLOCK_P + tl.arange(0, BLOCK_P)
+    layer_tiles = layers[4]
+    C, T, F, b, in_sample, in_layer, valid_frames = locate(tile, layers, lengths_ptr, padded_length, LENGTHS)
+    p = in_sample * BLOCK_P + tl.arange(0, BLOCK_P)
     valid = valid_frames * F
     x_ptr = pick(x_ptrs, layer_tiles, tile) + b * C * T * F
     result_ptr = pick(result_ptrs, layer_tiles, tile) + b * C * T * F
@@ -197,28 +185,28 @@ def forward(
     inputs = [dense(x) for x in features]
     maps = [x.new_empty((x.shape[0], *x.shape[2:]), dtype=accumulation_dtype(x.dtype)) for x in inputs]
     channel_means = [x.new_empty(x.shape[:2], dtype=accumulation_dtype(x.dtype)) for x in inputs if means]
-    for (_, channels_last, tile), layers in grouped(range(len(inputs)), lambda i: _launch_key(inputs[i])):
-        xs = [inputs[i] for i in layers]
-        channels, frames, bands, tiles = _sizes(xs, tile)
-        starts, programs = first_tiles(x.shape[0] * count for x, count in zip(xs, tiles, strict=True))
+    for (_, channels_last, tile), indices in grouped(range(len(inputs)), lambda i: _launch_key(inputs[i])):
+        xs = [inputs[i] for i in indices]
+        tiles = _tiles(xs, tile)
+        layers, programs = _describe(xs, tiles)
         partials = tuple(
             x.new_empty((x.shape[0], count, x.shape[1]), dtype=accumulation_dtype(x.dtype)) if means else maps[i]
-            for i, x, count in zip(layers, xs, tiles, strict=True)
+            for i, x, count in zip(indices, xs, tiles, strict=True)
         )
-        valid = maps[layers[0]] if lengths is None else lengths.contiguous()  # an unread pointer must still be one
+        valid = maps[indices[0]] if lengths is None else lengths.contiguous()  # an unread pointer must still be one
         launch(
             forward_kernel, programs, xs[0],
-            tuple(xs), tuple(maps[i] for i in layers), partials, channels, frames, bands, tiles, starts, valid,
-            padded_length, POWER=power, CHANNELS_LAST=channels_last, MEANS=means, LENGTHS=lengths is not None,
+            tuple(xs), tuple(maps[i] for i in indices), partials, layers, valid, padded_length,
+            POWER=power, CHANNELS_LAST=channels_last, MEANS=means, LENGTHS=lengths is not None,
             BLOCK_C=tile.block_c, BLOCK_P=tile.block_p, num_warps=tile.num_warps,
         )  # fmt: skip
         if means:
-            blocks = tuple(triton.cdiv(count, MEAN_LOAD * WARP) for count in channels)
-            starts, programs = first_tiles(x.shape[0] * count for x, count in zip(xs, blocks, strict=True))
+            block = MEAN_LOAD * WARP
+            layers, programs = _describe(xs, tuple(triton.cdiv(x.shape[1], block) for x in xs))
             launch(
                 mean_kernel, programs, xs[0],
-                partials, tuple(channel_means[i] for i in layers), channels, frames, bands, tiles, blocks, starts,
-                valid, padded_length, LENGTHS=lengths is not None, BLOCK_C=MEAN_LOAD * WARP, num_warps=1,
+                partials, tuple(channel_means[i] for i in indices), tiles, layers, valid, padded_length,
+                LENGTHS=lengths is not None, BLOCK_C=block, num_warps=1,
             )  # fmt: skip
     return maps, channel_means
 
@@ -242,17 +230,16 @@ def backward(
     def key(i: int) -> tuple:
         return *_launch_key(inputs[i]), tuple(group[i] is not None for group in by_kind)
 
-    for (dtype, channels_last, tile, present), layers in grouped(range(len(inputs)), key):
-        xs = [inputs[i] for i in layers]
-        channels, frames, bands, tiles = _sizes(xs, tile)
-        starts, programs = first_tiles(x.shape[0] * count for x, count in zip(xs, tiles, strict=True))
-        unread = tuple(xs)
+    for (dtype, channels_last, tile, present), indices in grouped(range(len(inputs)), key):
+        xs = [inputs[i] for i in indices]
+        layers, programs = _describe(xs, _tiles(xs, tile))
         own, of_map, of_mean = (
-            tuple(group[i] for i in layers) if given else unread for group, given in zip(by_kind, present, strict=True)
+            tuple(group[i] for i in indices) if given else tuple(xs)  # an unread pointer must still be one
+            for group, given in zip(by_kind, present, strict=True)
         )
         launch(
             backward_kernel, programs, xs[0],
-            tuple(xs), own, of_map, of_mean, tuple(results[i] for i in layers), channels, frames, bands, tiles, starts,
+            tuple(xs), own, of_map, of_mean, tuple(results[i] for i in indices), layers,
             xs[0] if lengths is None else lengths.contiguous(), padded_length,
             POWER=power, CHANNELS_LAST=channels_last, HAS_GRAD=present[0], HAS_MAP=present[1], HAS_MEAN=present[2],
             LENGTHS=lengths is not None, DOUBLE=dtype == torch.float64,
@@ -265,12 +252,20 @@ def _launch_key(x: Tensor) -> tuple[torch.dtype, bool, Tile]:
     return x.dtype, is_channels_last(x), Tile.of(x)
 
 
-def _sizes(xs: list[Tensor], tile: Tile) -> tuple[tuple[int, ...], ...]:
-    """Per layer: channels, frames, bands, tiles per sample."""
-    bands = tuple(x[0, 0, 0].numel() if x.shape[0] else 1 for x in xs)
-    frames = tuple(x.shape[2] for x in xs)
-    tiles = tuple(triton.cdiv(t * f, tile.block_p) for t, f in zip(frames, bands, strict=True))
-    return tuple(x.shape[1] for x in xs), frames, bands, tiles
+def _bands(x: Tensor) -> int:
+    return x.shape[3] if x.dim() == 4 else 1
+
+
+def _tiles(xs: list[Tensor], tile: Tile) -> tuple[int, ...]:
+    """Tiles per sample of each layer."""
+    return tuple(triton.cdiv(x.shape[2] * _bands(x), tile.block_p) for x in xs)
+
+
+def _describe(xs: list[Tensor], tiles: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...], int]:
+    """What `locate` needs of layers with so many tiles per sample, and the number of all tiles."""
+    starts, programs = first_tiles(x.shape[0] * count for x, count in zip(xs, tiles, strict=True))
+    sizes = (tuple(x.shape[1] for x in xs), tuple(x.shape[2] for x in xs), tuple(_bands(x) for x in xs))
+    return (*sizes, tiles, starts), programs
 
 
 def _laid_out(grad: Tensor | None, x: Tensor) -> Tensor | None:
