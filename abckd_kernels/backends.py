@@ -170,7 +170,7 @@ def define(op: str, signature: str, *, folder: str, function: str, fake: Callabl
         torch.library.register_fake(f"abckd::{overload}", fake, lib=_library)
 
 
-def differentiate(op: str, backward: Callable, setup_context: Callable | None) -> None:
+def differentiate(op: str, backward: Callable, setup_context: Callable) -> None:
     """Register the derivative of every overload of `op` (see torch.library.register_autograd)."""
     for overload in ("", ".triton", ".reference"):
         torch.library.register_autograd(f"abckd::{op}{overload}", backward, setup_context=setup_context, lib=_library)

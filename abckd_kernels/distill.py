@@ -152,7 +152,7 @@ class _Collector:
         modules = dict(network.named_modules())
         self._modules = [self._find(modules, index) for index in range(len(layers))]
         self._handles: list[Any] = []
-        self._attached = False
+        self._attached = False  # not bool(_handles): torch.compile can't trace handles
 
     @property
     def owner(self) -> Distiller:
