@@ -18,7 +18,8 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 MUST_BUILD = os.environ.get("ABCKD_BUILD_CUDA") == "1"
-LONGEST_FIRST = ("csrc/torch/module.cpp", "csrc/torch/ops.cpp")  # the only files that include torch
+LONGEST_FIRST = ("csrc/torch/module.cpp", "csrc/torch/ops.cpp", "csrc/torch/library.cpp")  # what includes torch
+DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 
 
 def say(sentence: str) -> None:
@@ -60,17 +61,14 @@ def cuda_sources() -> list[str]:
     if wish == "0":
         return []
     home, missing = find_cuda()
-    files = sources("csrc/cuda", "*.cu")
-    if not files:
-        missing = missing or "this version has none; CUDA tensors are served by Triton"
     if missing:
         if wish == "1":
             raise SystemExit(f"ABCKD_BUILD_CUDA=1, but the CUDA kernels can't be built: {missing}")
-        say(f"CUDA kernels were not built: {missing}.")
+        say(f"CUDA kernels were not built: {missing}. CUDA tensors are served by Triton.")
         return []
     os.environ.setdefault("CUDA_HOME", str(home))
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0;12.0+PTX")
-    return files
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+    return [*sources("csrc/cuda", "*.cu"), "csrc/torch/cuda.cpp"]
 
 
 def extension_options() -> dict:
@@ -90,6 +88,7 @@ def extension_options() -> dict:
     if platform.machine() in ("x86_64", "AMD64"):
         flags.append("-DABCKD_X86")
     kind = cpp_extension.CUDAExtension if gpu_files else cpp_extension.CppExtension
+    architectures = os.environ["TORCH_CUDA_ARCH_LIST"].replace(";", " ") if gpu_files else ""
 
     class Build(cpp_extension.BuildExtension):
         def run(self):
@@ -104,6 +103,7 @@ def extension_options() -> dict:
         "abckd_kernels._C",
         [*LONGEST_FIRST, *sources("csrc/cpu", "*.cpp"), *gpu_files],
         include_dirs=[str(ROOT / "csrc" / "include")],
+        define_macros=[("ABCKD_CUDA_ARCHITECTURES", f'"{architectures}"')],
         extra_compile_args={"cxx": flags, "nvcc": ["-O3"]},
         optional=not MUST_BUILD,
     )

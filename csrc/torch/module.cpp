@@ -199,10 +199,13 @@ std::tuple<Tensor, Tensor> compress(const std::vector<Tensor>& student_maps, con
   return {outputs[0], outputs[1]};
 }
 
+// setup.py names the compute capabilities that csrc/cuda was compiled for; none where it was not.
+constexpr bool kHasCuda = sizeof(ABCKD_CUDA_ARCHITECTURES) > 1;
+
 py::dict build_info() {
   py::dict info;
   info["CPU instruction set"] = abckd::cpu::kernels().isa;
-  info["CUDA kernels"] = "not in this version";
+  info["CUDA kernels"] = kHasCuda ? "for " ABCKD_CUDA_ARCHITECTURES : "not built";
   return info;
 }
 
@@ -214,5 +217,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("compress", &compress,
              "student_maps, teacher_maps, scores, mask, grid, per_frame, temperature, lengths, padded_length, gradients"
              " -> distances, attention");
+  module.attr("has_cuda") = kHasCuda;
   module.def("build_info", &build_info, "what was built, as a dict of strings");
 }

@@ -1,0 +1,14 @@
+// Arithmetic that every launcher does.
+#pragma once
+#include <cstdint>
+
+namespace abckd::cuda {
+
+inline int64_t divided(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+// More blocks than one launch can have.
+inline bool too_many(int64_t blocks) { return blocks > int64_t{0x7fffffff}; }
+
+}  // namespace abckd::cuda

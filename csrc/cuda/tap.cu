@@ -1,0 +1,179 @@
+// Launchers of tap: which tiles each layer has, and the kernel for its dtype and layout. Instances: 4 dtypes x (planes, rows) x
+// (means, none) forward, 2 of the mean kernel, 4 dtypes x 2 layouts backward: 26.
+#include "abckd/tap.cuh"
+
+#include <algorithm>
+#include <initializer_list>
+
+#include "blocks.h"
+#include "kernels.h"
+
+namespace abckd::cuda {
+namespace {
+
+int64_t element_bytes(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
+int64_t sum_bytes(Dtype dtype) { return dtype == Dtype::f64 ? 8 : 4; }
+
+int64_t positions_of(const TapLayer& layer) { return layer.frames * layer.bands; }
+int64_t row_size(const TapLayer& layer) { return layer.channels_last ? layer.channels : positions_of(layer); }
+
+bool rows_are_aligned(const TapLayer& layer, Dtype dtype, std::initializer_list<const void*> pointers) {
+  return row_size(layer) * element_bytes(dtype) % 16 == 0 && std::all_of(pointers.begin(), pointers.end(), is_aligned);
+}
+
+// How warps lie over rows: elements of a lane (Stretch::kCount), lanes of a row, and both together.
+struct Lanes {
+  bool vector;
+  int count, width;
+  int64_t stretch;
+
+  Lanes(const TapLayer& layer, Dtype dtype, bool is_vector) : vector(is_vector) {
+    const int in_16_bytes = static_cast<int>(16 / element_bytes(dtype));
+    count = vector ? in_16_bytes : std::min(4, in_16_bytes);
+    // As few as hold the row, so that a warp reads several short rows at once.
+    const int64_t lanes = divided(row_size(layer), count);
+    width = lanes <= 8 ? 8 : lanes <= 16 ? 16 : 32;
+    stretch = int64_t{width} * count;
+  }
+};
+
+Lanes forward_lanes(const TapLayer& layer, Dtype dtype) { return {layer, dtype, rows_are_aligned(layer, dtype, {layer.x})}; }
+
+int64_t forward_tiles(const TapLayer& layer, Dtype dtype) {
+  return divided(positions_of(layer), layer.channels_last ? kRowsTile : forward_lanes(layer, dtype).stretch);
+}
+
+int64_t partial_bytes(const TapArguments& a, const TapLayer& layer) {
+  if (layer.mean == nullptr) return 0;
+  return divided(a.batch * forward_tiles(layer, a.dtype) * layer.channels * sum_bytes(a.dtype), 16) * 16;
+}
+
+// Calls launch(element) with a value of the dtype's type.
+template <typename Launch>
+void with_element(Dtype dtype, const Launch& launch) {
+  switch (dtype) {
+    case Dtype::f32: return launch(float());
+    case Dtype::f64: return launch(double());
+    case Dtype::bf16: return launch(__nv_bfloat16());
+    case Dtype::f16: return launch(__half());
+  }
+}
+
+template <bool kMeans>
+void launch_forward(const TapTable<TapForward>& table, Dtype dtype, bool channels_last, unsigned blocks, cudaStream_t stream) {
+  with_element(dtype, [&](auto element) {
+    using E = decltype(element);
+    if (channels_last) {
+      ABCKD_LAUNCH((tap_rows_kernel<E, kMeans>), blocks, kThreads, 0, stream, table);
+    } else {
+      ABCKD_LAUNCH((tap_planes_kernel<E, kMeans>), blocks, kThreads, 0, stream, table);
+    }
+  });
+}
+
+// Launches the layers of one layout, with or without means, in tables of kTapLayers.
+cudaError_t forward_of_kind(const TapArguments& a, const TapLayer* layers, int64_t count, bool channels_last, bool means,
+                            cudaStream_t stream) {
+  TapTable<TapForward> table{a.power, 0, a.batch, a.padding, {}};
+  int64_t blocks = 0, mean_blocks = 0;
+  const auto flush = [&]() -> cudaError_t {
+    if (blocks == 0) return cudaSuccess;
+    if (too_many(blocks) || too_many(mean_blocks)) return cudaErrorInvalidConfiguration;
+    const auto launch = means ? launch_forward<true> : launch_forward<false>;
+    launch(table, a.dtype, channels_last, static_cast<unsigned>(blocks), stream);
+    cudaError_t status = cudaGetLastError();
+    if (means && status == cudaSuccess) {
+      const auto grid = static_cast<unsigned>(mean_blocks);
+      if (a.dtype == Dtype::f64) {
+        ABCKD_LAUNCH((tap_mean_kernel<double>), grid, kMeanWarps * kWarp, 0, stream, table);
+      } else {
+        ABCKD_LAUNCH((tap_mean_kernel<float>), grid, kMeanWarps * kWarp, 0, stream, table);
+      }
+      status = cudaGetLastError();
+    }
+    table.layers = 0;
+    blocks = mean_blocks = 0;
+    return status;
+  };
+  char* partial = static_cast<char*>(a.workspace);
+  for (int64_t l = 0; l < count; ++l) {
+    const TapLayer& layer = layers[l];
+    if (layer.channels_last == channels_last && (layer.mean != nullptr) == means) {
+      const Lanes lanes = forward_lanes(layer, a.dtype);
+      const int64_t tiles = forward_tiles(layer, a.dtype);
+      table.layer[table.layers++] = {layer.x, layer.map, partial, layer.mean, layer.channels, layer.frames, layer.bands, tiles,
+                                     blocks, mean_blocks, lanes.width, lanes.vector};
+      blocks += channels_last ? divided(a.batch * tiles, kWarps) : a.batch * tiles;
+      mean_blocks += a.batch * divided(layer.channels, kWarp);
+      if (table.layers == kTapLayers) {
+        if (const cudaError_t status = flush(); status != cudaSuccess) return status;
+      }
+    }
+    partial += partial_bytes(a, layer);
+  }
+  return flush();
+}
+
+cudaError_t backward_of_kind(const TapArguments& a, const TapBackwardLayer* layers, int64_t count, bool channels_last,
+                             cudaStream_t stream) {
+  TapTable<TapBackward> table{a.power, 0, a.batch, a.padding, {}};
+  int64_t blocks = 0;
+  const auto flush = [&]() -> cudaError_t {
+    if (blocks == 0) return cudaSuccess;
+    if (too_many(blocks)) return cudaErrorInvalidConfiguration;
+    with_element(a.dtype, [&](auto element) {
+      using E = decltype(element);
+      const auto grid = static_cast<unsigned>(blocks);
+      if (channels_last) {
+        ABCKD_LAUNCH((tap_backward_kernel<E, true>), grid, kThreads, 0, stream, table);
+      } else {
+        ABCKD_LAUNCH((tap_backward_kernel<E, false>), grid, kThreads, 0, stream, table);
+      }
+    });
+    table.layers = 0;
+    blocks = 0;
+    return cudaGetLastError();
+  };
+  for (int64_t l = 0; l < count; ++l) {
+    const TapLayer& layer = layers[l].layer;
+    if (layer.channels_last != channels_last) continue;
+    const int64_t rows = channels_last ? positions_of(layer) : layer.channels;
+    const Lanes lanes(layer, a.dtype, rows_are_aligned(layer, a.dtype, {layer.x, layers[l].grad, layers[l].result}));
+    const int64_t column_tiles = divided(row_size(layer), lanes.stretch), row_tiles = divided(rows, kBackwardRows);
+    table.layer[table.layers++] = {layer.x, layers[l].grad, layer.map, layer.mean, layers[l].result, layer.channels,
+                                   layer.frames, layer.bands, column_tiles, row_tiles, blocks, lanes.width, lanes.vector};
+    blocks += divided(a.batch * column_tiles * row_tiles, kWarps);
+    if (table.layers == kTapLayers) {
+      if (const cudaError_t status = flush(); status != cudaSuccess) return status;
+    }
+  }
+  return flush();
+}
+
+}  // namespace
+
+int64_t tap_forward_workspace(const TapArguments& a, const TapLayer* layers, int64_t count) {
+  int64_t bytes = 0;
+  for (int64_t l = 0; l < count; ++l) bytes += partial_bytes(a, layers[l]);
+  return bytes;
+}
+
+cudaError_t tap_forward(const TapArguments& a, const TapLayer* layers, int64_t count, cudaStream_t stream) {
+  for (const bool channels_last : {false, true}) {
+    for (const bool means : {false, true}) {
+      const cudaError_t status = forward_of_kind(a, layers, count, channels_last, means, stream);
+      if (status != cudaSuccess) return status;
+    }
+  }
+  return cudaSuccess;
+}
+
+cudaError_t tap_backward(const TapArguments& a, const TapBackwardLayer* layers, int64_t count, cudaStream_t stream) {
+  for (const bool channels_last : {false, true}) {
+    const cudaError_t status = backward_of_kind(a, layers, count, channels_last, stream);
+    if (status != cudaSuccess) return status;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace abckd::cuda

@@ -1,0 +1,34 @@
+// The CUDA kernels behind the dispatcher's ops: current stream, and launch errors as exceptions. Built with csrc/cuda only.
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "../cuda/kernels.h"
+#include "ops.h"
+
+namespace {
+
+using namespace abckd;
+
+cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+
+constexpr Launchers kCuda{
+    cuda::tap_forward_workspace,
+    [](const TapArguments& a, const TapLayer* layers, int64_t count) {
+      C10_CUDA_CHECK(cuda::tap_forward(a, layers, count, stream()));
+    },
+    [](const TapArguments& a, const TapBackwardLayer* layers, int64_t count) {
+      C10_CUDA_CHECK(cuda::tap_backward(a, layers, count, stream()));
+    },
+    [](const CompressArguments& a) -> int64_t {
+      TORCH_CHECK_VALUE(a.students + a.teachers <= kMostMaps, "compress on CUDA takes at most ", kMostMaps,
+                        " student and teacher maps together, got ", a.students + a.teachers,
+                        "; use_backend(\"triton\") has no such limit");
+      return cuda::compress_forward_workspace(a);
+    },
+    [](const CompressArguments& a) { C10_CUDA_CHECK(cuda::compress_forward(a, stream())); },
+    [](const CompressBackwardArguments& a) { C10_CUDA_CHECK(cuda::compress_backward(a, stream())); },
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(abckd, CUDA, library) { implement<kCuda>(library); }

@@ -1,0 +1,53 @@
+// The dispatcher's schemas, and the CPU kernels behind them.
+#include <ATen/Parallel.h>
+
+#include "../cpu/kernels.h"
+#include "ops.h"
+
+namespace {
+
+using namespace abckd;
+
+cpu::Threads torch_threads() {
+  const auto run = [](int threads, void (*body)(void*), void* context) {
+    at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) body(context);
+    });
+  };
+  return {at::get_num_threads(), run};
+}
+
+// CPU kernels have their scratch memory on their threads' heaps.
+constexpr Launchers kCpu{
+    [](const TapArguments&, const TapLayer*, int64_t) -> int64_t { return 0; },
+    [](const TapArguments& a, const TapLayer* layers, int64_t count) {
+      cpu::kernels().tap_forward(a, layers, count, torch_threads());
+    },
+    [](const TapArguments& a, const TapBackwardLayer* layers, int64_t count) {
+      cpu::kernels().tap_backward(a, layers, count, torch_threads());
+    },
+    [](const CompressArguments&) -> int64_t { return 0; },
+    [](const CompressArguments& a) { cpu::kernels().compress_forward(a, torch_threads()); },
+    [](const CompressBackwardArguments& a) { cpu::kernels().compress_backward(a, torch_threads()); },
+};
+
+}  // namespace
+
+// Equal to the schemas in abckd_kernels/ops, which check that they are.
+TORCH_LIBRARY(abckd, library) {
+  library.def(
+      "tap_forward(Tensor[] features, int power, bool means, Tensor? lengths, SymInt padded_length)"
+      " -> (Tensor[], Tensor[])");
+  library.def(
+      "tap_backward(Tensor?[] grads, Tensor[] features, Tensor?[] map_grads, Tensor?[] mean_grads,"
+      " int power, Tensor? lengths, SymInt padded_length) -> Tensor[]");
+  library.def(
+      "compress_forward(Tensor[] student_maps, Tensor[] teacher_maps, Tensor? scores, Tensor? mask, SymInt[] grid,"
+      " bool per_frame, float temperature, Tensor? lengths, SymInt padded_length, bool gradients)"
+      " -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "compress_backward(Tensor distance_grads, Tensor map_grads, SymInt[] sizes, Tensor? lengths,"
+      " SymInt padded_length) -> Tensor[]");
+}
+
+TORCH_LIBRARY_IMPL(abckd, CPU, library) { implement<kCpu>(library); }
