@@ -1,5 +1,6 @@
 """Fixtures of the library's tests: the backend under test, and uninitialised memory that is NaN."""
 
+import os
 from pathlib import Path
 
 import cases
@@ -9,6 +10,11 @@ import torch
 from abckd_kernels import use_backend
 
 TESTS = Path(__file__).parent
+
+if "ABCKD_TEST_SIMT" in os.environ:  # a seed: the backend "cpu" is then the CUDA kernels in the emulator
+    from simt import emulated
+
+    emulated.load().set_seed(int(os.environ["ABCKD_TEST_SIMT"]))
 
 
 @pytest.fixture(params=cases.BACKENDS)

@@ -138,7 +138,7 @@ cudaError_t backward_of_kind(const TapArguments& a, const TapBackwardLayer* laye
     const TapLayer& layer = layers[l].layer;
     if (layer.channels_last != channels_last) continue;
     const int64_t rows = channels_last ? positions_of(layer) : layer.channels;
-    const Lanes lanes(layer, a.dtype, rows_are_aligned(layer, a.dtype, {layer.x, layers[l].grad, layers[l].result}));
+    const Lanes lanes(layer, a.dtype, rows_are_aligned(layer, a.dtype, {layer.x, layer.map, layer.mean, layers[l].grad, layers[l].result}));
     const int64_t column_tiles = divided(row_size(layer), lanes.stretch), row_tiles = divided(rows, kBackwardRows);
     table.layer[table.layers++] = {layer.x, layers[l].grad, layer.map, layer.mean, layers[l].result, layer.channels,
                                    layer.frames, layer.bands, column_tiles, row_tiles, blocks, lanes.width, lanes.vector};

@@ -77,6 +77,21 @@ struct Stretch {
     return own;
   }
 
+  // The same of a row of another type, sums that belong to the elements: without kVector one by one.
+  template <typename A>
+  __device__ void read_sums(A (&sums)[kCount], const A* lane_row, int count) const {
+    constexpr int kAtOnce = kVector ? 16 / sizeof(A) : 1;
+#pragma unroll
+    for (int i = 0; i < kCount; i += kAtOnce) {
+      if constexpr (kVector) {
+        const uint4 bits = i < count ? __ldg(reinterpret_cast<const uint4*>(lane_row + i)) : uint4{};
+        memcpy(sums + i, &bits, sizeof(bits));
+      } else {
+        sums[i] = i < count ? __ldg(lane_row + i * stride) : A(0);
+      }
+    }
+  }
+
   // With kVector rows end with a lane, so that it has all elements or none.
   __device__ void write(E* lane_row, const Elements& own, int count) const {
     if constexpr (kVector) {

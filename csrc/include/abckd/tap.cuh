@@ -284,27 +284,28 @@ __device__ void tap_backward(const TapTable<TapBackward>& table, const TapBackwa
   const A* map_grads = static_cast<const A*>(layer.map_grad);
   const A* mean_grads = static_cast<const A*>(layer.mean_grad);
   const bool has_map = map_grads != nullptr, has_grad = layer.grad != nullptr;
-  const auto map_factor = [&](int64_t p) { return has_map && p < valid ? __ldg(map_grads + b * positions + p) * map_scale : A(0); };
-  const auto mean_factor = [&](int64_t c) {
-    return mean_grads != nullptr && c < layer.channels ? __ldg(mean_grads + b * layer.channels + c) * mean_scale : A(0);
-  };
-  const A of_row = kChannelsLast ? map_factor(first_row + lane) : mean_factor(first_row + lane);
-  A of_column[kCount];
+  const A* of_columns = kChannelsLast ? mean_grads : map_grads;
+  const A* of_rows = kChannelsLast ? map_grads : mean_grads;
+  const int own = stretch.before(columns), own_valid = kChannelsLast ? own : stretch.before(valid);
+  const int64_t valid_rows = kChannelsLast ? valid : rows;
+  const A row_scale = kChannelsLast ? map_scale : mean_scale, column_scale = kChannelsLast ? mean_scale : map_scale;
+  const A of_row = of_rows != nullptr && first_row + lane < valid_rows ? __ldg(of_rows + b * rows + first_row + lane) * row_scale : A(0);
+  A of_column[kCount] = {};
+  if (of_columns != nullptr) stretch.read_sums(of_column, of_columns + b * columns + stretch.first, own_valid);
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) of_column[i] = kChannelsLast ? mean_factor(stretch.at(i)) : map_factor(stretch.at(i));
+  for (int i = 0; i < kCount; ++i) of_column[i] *= column_scale;
 
   const int64_t offset = (b * rows + first_row + lane / width) * columns + stretch.first, step = at_once * columns;
   const E* x = static_cast<const E*>(layer.x) + offset;
   const E* grad = static_cast<const E*>(layer.grad) + offset;
   E* result = static_cast<E*>(layer.result) + offset;
   const int rows_left = static_cast<int>(rows - first_row < kBackwardRows ? rows - first_row : kBackwardRows);
-  const int own = stretch.before(columns), own_valid = kChannelsLast ? own : stretch.before(valid);
   for (int first = lane / width; first - lane / width < rows_left; first += kBatch * at_once) {
     typename Stretch<E, kVector>::Elements values[kBatch], grads[kBatch];
 #pragma unroll
     for (int k = 0; k < kBatch; ++k, x += step, grad += step) {
       const int row = first + k * at_once;
-      const bool exists = row < rows_left, counts = exists && (!kChannelsLast || first_row + row < valid);
+      const bool exists = row < rows_left, counts = exists && first_row + row < valid_rows;
       values[k] = stretch.read(x, has_map && counts ? own_valid : 0);
       grads[k] = stretch.read(grad, has_grad && exists ? own : 0);
     }
