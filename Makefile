@@ -8,7 +8,7 @@ TORCH ?= torch==2.14.1 torchaudio==2.11.0
 BIN := $(VENV)/bin
 BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*/*.* csrc/include/*/*.*)
 
-.PHONY: demo test bench info clean
+.PHONY: demo test bench gpu-check info clean
 
 demo: $(VENV)/installed
 	$(BIN)/abckd-dns demo
@@ -19,6 +19,9 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.run
+
+gpu-check: $(VENV)/installed
+	$(BIN)/python -m benchmarks.gpu_check
 
 info: $(VENV)/installed
 	$(BIN)/python -m abckd_kernels.info

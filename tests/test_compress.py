@@ -88,6 +88,21 @@ def test_maps_longer_than_a_tile(backend, size, rng):
     check(cases.Layers("long", ((2, 1, size),), ((2, 1, size), (2, 1, size))), torch.float32, rng)
 
 
+@pytest.mark.parametrize("scored", [False, True], ids=["similarity", "scores"])
+def test_many_layers(backend, scored, rng):
+    check(cases.Layers("many", ((2, 1, 23, 30),) * 10, ((2, 1, 23, 30),) * 25), torch.float32, rng, scored)
+
+
+@pytest.mark.parametrize("per_frame", [False, True], ids=["sample", "frame"])
+def test_below_eps_the_norm_counts_as_a_constant(backend, per_frame):
+    students, teachers = attention_maps(cases.DOWN, torch.float64)
+    students = [(x.detach() * 1e-16).requires_grad_() for x in students]
+    distances, _ = compress(students, teachers, per_frame=per_frame)
+    exact = oracle.compress(*accuracy.all_float64(students, teachers), per_frame=per_frame)
+    for ours, expected in zip(torch.autograd.grad(distances.sum(), students), exact.map_grads, strict=True):
+        torch.testing.assert_close(ours, torch.from_numpy(expected))
+
+
 def test_scores_far_apart_make_the_attention_a_choice(backend):
     students, teachers = attention_maps(cases.DOWN, torch.float32)
     chosen = torch.tensor([[0, 1, 0], [0, 0, 1]], dtype=torch.bool)

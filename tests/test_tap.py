@@ -51,6 +51,13 @@ def test_layouts(backend, shape, layout, dtype, rng):
     check(layout(cases.feature(shape, dtype)), 2, (4, 9), 9, rng)
 
 
+@pytest.mark.parametrize("channels", [130, 300])
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name_of)
+def test_more_channels_than_a_warp_reads_at_once(backend, channels, dtype, rng):
+    check(cases.channels_last(cases.feature((2, channels, 5, 3), dtype)), 2, (5, 2), 5, rng)
+    check(cases.channels_last(cases.feature((1, 2 * channels - 8, 2, 2), dtype)), 1, None, 2, rng)
+
+
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("lengths", [(20, 7, 1), (0, 1, 13), (20, 20, 20)], ids=str)
 @pytest.mark.parametrize("shape", [(3, 2, 20), (3, 3, 7, 5), (3, 5, 3, 18)], ids=str)

@@ -40,7 +40,8 @@ struct Lanes {
 Lanes forward_lanes(const TapLayer& layer, Dtype dtype) { return {layer, dtype, rows_are_aligned(layer, dtype, {layer.x})}; }
 
 int64_t forward_tiles(const TapLayer& layer, Dtype dtype) {
-  return divided(positions_of(layer), layer.channels_last ? kRowsTile : forward_lanes(layer, dtype).stretch);
+  if (layer.channels_last) return divided(positions_of(layer), rows_of_warp(element_bytes(dtype)));
+  return divided(positions_of(layer), forward_lanes(layer, dtype).stretch);
 }
 
 int64_t partial_bytes(const TapArguments& a, const TapLayer& layer) {

@@ -38,7 +38,9 @@ class Tile:
     def of(cls, x: Tensor) -> Tile:
         warp_row = WARP * 16 // x.element_size()  # elements that one warp reads at once
         if is_channels_last(x):
-            block_c = min(triton.next_power_of_2(x.shape[1]), warp_row)
+            # Sums over a tile's positions are written and read once more: 2 values for every block_p of a channel.
+            least_p = 64 * accumulation_dtype(x.dtype).itemsize // x.element_size()
+            block_c = min(triton.next_power_of_2(x.shape[1]), 16 * warp_row // least_p)
             return cls(block_c, 16 * warp_row // block_c)
         return cls(16, warp_row)
 

@@ -92,6 +92,21 @@ struct Stretch {
     }
   }
 
+  template <typename A>
+  __device__ void write_sums(A* lane_row, const A (&sums)[kCount], int count) const {
+    constexpr int kAtOnce = kVector ? 16 / sizeof(A) : 1;
+#pragma unroll
+    for (int i = 0; i < kCount; i += kAtOnce) {
+      if constexpr (kVector) {
+        uint4 bits;
+        memcpy(&bits, sums + i, sizeof(bits));
+        if (i < count) __stcg(reinterpret_cast<uint4*>(lane_row + i), bits);
+      } else if (i < count) {
+        __stcg(lane_row + i * stride, sums[i]);
+      }
+    }
+  }
+
   // With kVector rows end with a lane, so that it has all elements or none.
   __device__ void write(E* lane_row, const Elements& own, int count) const {
     if constexpr (kVector) {

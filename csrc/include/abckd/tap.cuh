@@ -19,9 +19,11 @@ constexpr int kTapLayers = 32;     // in one launch: what fits into 4 KB of para
 constexpr int kWarps = 4;          // per block
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kBlocks = 4;        // per multiprocessor, at least: 16 warps with 4 KB in flight each; caps registers at 128
-constexpr int kRowsTile = 128;     // positions of a warp in tap_rows_kernel
 constexpr int kBackwardRows = 32;  // rows of a warp's tile in tap_backward_kernel: one for each lane
 constexpr int kMeanWarps = 8;      // per block of tap_mean_kernel
+
+// Positions of a warp in tap_rows_kernel: its channel sums, written and read once more, stay below 2 % of what it reads.
+__host__ __device__ constexpr int rows_of_warp(int64_t element_bytes) { return element_bytes == 2 ? 256 : 128; }
 
 // A layer as the forward kernels see it.
 struct TapForward {
@@ -164,12 +166,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks) tap_planes_kernel(const __g
 
 // ---------------------------------------------------------------------------------------------- forward, [position][channel]
 
-// A warp owns kRowsTile positions and walks through the channels in stretches of 16 bytes * width (one stretch, as long as that
+// A warp owns rows_of_warp positions and walks through the channels in stretches of 16 bytes * width (one stretch, as long as that
 // holds all channels). Reads each element once, writes 1/C maps and, with means, one sum per channel and warp.
 template <typename E, bool kMeans, bool kVector>
 __device__ void tap_rows(const TapTable<TapForward>& table, const TapForward& layer) {
   using A = Accumulator<E>;
   constexpr int kCount = Stretch<E, kVector>::kCount, kBatch = kInFlight<kVector>;
+  constexpr int kRowsTile = rows_of_warp(sizeof(E));
   const int lane = lane_index(), width = layer.width, at_once = kWarp / width;
   // Blocks hold kWarps tiles; a tile behind the last one has no samples' rows and does nothing.
   const int64_t number = (blockIdx.x - layer.first_block) * kWarps + warp_index();
@@ -212,12 +215,9 @@ __device__ void tap_rows(const TapTable<TapForward>& table, const TapForward& la
     }
     if (kMeans) {
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        const A sum = sum_over_lanes(sums[i], width);
-        if (lane < width && i < own) {
-          static_cast<A*>(layer.partial)[(b * layer.tiles + tile) * layer.channels + stretch.at(i)] = sum;
-        }
-      }
+      for (int i = 0; i < kCount; ++i) sums[i] = sum_over_lanes(sums[i], width);
+      A* partial = static_cast<A*>(layer.partial) + (b * layer.tiles + tile) * layer.channels;
+      stretch.write_sums(partial + stretch.first, sums, lane < width ? own : 0);
     }
   }
 

@@ -1,0 +1,94 @@
+// The CUDA launchers behind the ops for CPU tensors, in the emulator: replaces the CPU kernels of the process that loads it.
+// Kernels may touch what the arguments name, to the byte, and nothing else.
+#include "csrc/cuda/kernels.h"
+#include "csrc/torch/ops.h"
+#include "simt.h"
+
+namespace {
+
+using namespace abckd;
+
+void check(cudaError_t status) { TORCH_CHECK(status == cudaSuccess, cudaGetErrorString(status)); }
+
+int64_t element_bytes(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
+int64_t sum_bytes(Dtype dtype) { return dtype == Dtype::f64 ? 8 : 4; }
+
+void add(simt::Buffers& buffers, const char* name, const void* data, int64_t bytes) {
+  if (data != nullptr) buffers.readable(name, data, bytes);
+}
+void add(simt::Buffers& buffers, const char* name, void* data, int64_t bytes) {
+  if (data != nullptr) buffers.writable(name, data, bytes);
+}
+
+// What map and mean are to a kernel: results of tap's forward, and gradients that its backward reads.
+template <typename Pointer>
+void add_layer(simt::Buffers& buffers, const TapArguments& a, const TapLayer& layer) {
+  const int64_t positions = layer.frames * layer.bands;
+  add(buffers, "x", layer.x, a.batch * layer.channels * positions * element_bytes(a.dtype));
+  add(buffers, "map", Pointer(layer.map), a.batch * positions * sum_bytes(a.dtype));
+  add(buffers, "mean", Pointer(layer.mean), a.batch * layer.channels * sum_bytes(a.dtype));
+}
+
+void tap_forward(const TapArguments& a, const TapLayer* layers, int64_t count) {
+  simt::Buffers buffers;
+  add(buffers, "lengths", a.padding.lengths, a.batch * 8);
+  add(buffers, "workspace", a.workspace, cuda::tap_forward_workspace(a, layers, count));
+  for (int64_t l = 0; l < count; ++l) add_layer<void*>(buffers, a, layers[l]);
+  check(cuda::tap_forward(a, layers, count, nullptr));
+}
+
+void tap_backward(const TapArguments& a, const TapBackwardLayer* layers, int64_t count) {
+  simt::Buffers buffers;
+  add(buffers, "lengths", a.padding.lengths, a.batch * 8);
+  for (int64_t l = 0; l < count; ++l) {
+    const TapLayer& layer = layers[l].layer;
+    const int64_t bytes = a.batch * layer.channels * layer.frames * layer.bands * element_bytes(a.dtype);
+    add_layer<const void*>(buffers, a, layer);
+    add(buffers, "grad", layers[l].grad, bytes);
+    add(buffers, "result", layers[l].result, bytes);
+  }
+  check(cuda::tap_backward(a, layers, count, nullptr));
+}
+
+void compress_forward(const CompressArguments& a) {
+  const int64_t bytes = a.is_double ? 8 : 4, pairs = a.batch * a.students * a.teachers;
+  simt::Buffers buffers;
+  add(buffers, "lengths", a.padding.lengths, a.batch * 8);
+  add(buffers, "workspace", a.workspace, cuda::compress_forward_workspace(a));
+  for (int64_t i = 0; i < a.students; ++i) {
+    const Map& map = a.student_maps[i];
+    add(buffers, "student map", map.data, a.batch * map.frames * map.bands * bytes);
+  }
+  for (int64_t j = 0; j < a.teachers; ++j) {
+    const Map& map = a.teacher_maps[j];
+    add(buffers, "teacher map", map.data, a.batch * map.frames * map.bands * bytes);
+  }
+  add(buffers, "scores", a.scores, pairs * bytes);
+  add(buffers, "mask", static_cast<const void*>(a.mask), a.students * a.teachers);
+  add(buffers, "distances", a.distances, a.batch * a.students * bytes);
+  add(buffers, "attention", a.attention, pairs * bytes);
+  add(buffers, "attention_grads", a.attention_grads, pairs * bytes);
+  add(buffers, "map_grads", a.map_grads, a.batch * a.students * a.grid_frames * a.grid_bands * bytes);
+  check(cuda::compress_forward(a, nullptr));
+}
+
+void compress_backward(const CompressBackwardArguments& a) {
+  const int64_t bytes = a.is_double ? 8 : 4;
+  simt::Buffers buffers;
+  add(buffers, "lengths", a.padding.lengths, a.batch * 8);
+  add(buffers, "distance_grads", a.distance_grads, a.batch * a.students * bytes);
+  add(buffers, "map_grads", a.map_grads, a.batch * a.students * a.grid_frames * a.grid_bands * bytes);
+  for (int64_t i = 0; i < a.students; ++i) {
+    const MapGrad& result = a.results[i];
+    add(buffers, "result", result.data, a.batch * result.frames * result.bands * bytes);
+  }
+  check(cuda::compress_backward(a, nullptr));
+}
+
+constexpr Launchers kEmulated{
+    cuda::tap_forward_workspace, tap_forward, tap_backward, cuda::compress_forward_workspace, compress_forward, compress_backward,
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(abckd, CPU, library) { implement<kEmulated>(library); }
