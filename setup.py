@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -47,10 +49,17 @@ def find_cuda() -> tuple[Path | None, str]:
     candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda", "/opt/cuda"]
     if nvcc := shutil.which("nvcc"):
         candidates.append(Path(nvcc).resolve().parent.parent)
+    unfit = ""
     for folder in filter(None, candidates):
-        if (Path(folder) / "bin" / "nvcc").exists() and (Path(folder) / "include" / "cuda_runtime.h").exists():
+        nvcc = Path(folder) / "bin" / "nvcc"
+        if not nvcc.exists() or not (Path(folder) / "include" / "cuda_runtime.h").exists():
+            continue
+        said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+        version = re.search(r"release (\d+)\.", said)
+        if version and version[1] == torch.version.cuda.partition(".")[0]:
             return Path(folder), ""
-    return None, "no CUDA toolkit with nvcc and headers was found; set CUDA_HOME"
+        unfit = f"; the nvcc in {folder} is {version[1] if version else 'of an unknown version'}"
+    return None, f"no CUDA {torch.version.cuda} toolkit with nvcc and headers was found{unfit}; set CUDA_HOME"
 
 
 def cuda_sources() -> list[str]:
@@ -66,7 +75,7 @@ def cuda_sources() -> list[str]:
             raise SystemExit(f"ABCKD_BUILD_CUDA=1, but the CUDA kernels can't be built: {missing}")
         say(f"CUDA kernels were not built: {missing}. CUDA tensors are served by Triton.")
         return []
-    os.environ.setdefault("CUDA_HOME", str(home))
+    os.environ["CUDA_HOME"] = str(home)
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
     return [*sources("csrc/cuda", "*.cu"), "csrc/torch/cuda.cpp"]
 
@@ -87,28 +96,42 @@ def extension_options() -> dict:
         flags += ["-fopenmp", "-Wno-psabi", "-Wno-maybe-uninitialized"]
     if platform.machine() in ("x86_64", "AMD64"):
         flags.append("-DABCKD_X86")
-    kind = cpp_extension.CUDAExtension if gpu_files else cpp_extension.CppExtension
-    architectures = os.environ["TORCH_CUDA_ARCH_LIST"].replace(";", " ") if gpu_files else ""
+
+    def extension(gpu_files: list[str]):
+        architectures = os.environ["TORCH_CUDA_ARCH_LIST"].replace(";", " ") if gpu_files else ""
+        kind = cpp_extension.CUDAExtension if gpu_files else cpp_extension.CppExtension
+        return kind(
+            "abckd_kernels._C",
+            [*LONGEST_FIRST, *sources("csrc/cpu", "*.cpp"), *gpu_files],
+            include_dirs=[str(ROOT / "csrc" / "include")],
+            define_macros=[("ABCKD_CUDA_ARCHITECTURES", f'"{architectures}"')],
+            extra_compile_args={"cxx": flags, "nvcc": ["-O3"]},
+            optional=not MUST_BUILD,
+        )
 
     class Build(cpp_extension.BuildExtension):
         def run(self):
+            inplace = self.inplace  # a run that fails leaves this and the compiler in disorder
+            try:
+                return super().run()
+            except Exception as error:
+                if not gpu_files or MUST_BUILD:
+                    return self.go_on_without(error)
+                say(f"CUDA kernels were not built: the compiler failed: {error}")
+            vars(self.extensions[0]).update(vars(extension([])))
+            self.inplace, self.compiler = inplace, None
             try:
                 super().run()
             except Exception as error:
-                give_up(f"the compiler failed: {error}")
-                for extension in self.extensions:
-                    extension.optional = True
+                self.go_on_without(error)
 
-    module = kind(
-        "abckd_kernels._C",
-        [*LONGEST_FIRST, *sources("csrc/cpu", "*.cpp"), *gpu_files],
-        include_dirs=[str(ROOT / "csrc" / "include")],
-        define_macros=[("ABCKD_CUDA_ARCHITECTURES", f'"{architectures}"')],
-        extra_compile_args={"cxx": flags, "nvcc": ["-O3"]},
-        optional=not MUST_BUILD,
-    )
+        def go_on_without(self, error: Exception):
+            give_up(f"the compiler failed: {error}")
+            for module in self.extensions:
+                module.optional = True
+
     return {
-        "ext_modules": [module],
+        "ext_modules": [extension(gpu_files)],
         "cmdclass": {"build_ext": Build.with_options(use_ninja=shutil.which("ninja") is not None)},
     }
 

@@ -67,7 +67,9 @@ def why_not(op: str, backend: str, device: str) -> str | None:
     if device != backend:
         return f"serves {backend} tensors only"
     if backend == "cuda" and _C is not None and not _C.has_cuda:
-        return "the C++ extension was built without CUDA kernels; reinstall where nvcc and a CUDA build of torch are found"
+        return (
+            "the C++ extension was built without CUDA kernels; reinstall where nvcc and a CUDA build of torch are found"
+        )
     return EXTENSION_ERROR
 
 

@@ -12,8 +12,8 @@ from abckd_kernels import backends
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
-# Triton serves CPU tensors in its interpreter only: then it is the one to test, and nothing else is. With CUDA's kernels in the
-# emulator (conftest.py) it is what stands in for the CPU's.
+# Triton serves CPU tensors in its interpreter only: then it is the one to test, and nothing else is. In the emulator
+# CUDA's kernels stand in for the CPU's (conftest.py).
 EMULATED = "ABCKD_TEST_SIMT" in os.environ
 BACKENDS = tuple(
     name

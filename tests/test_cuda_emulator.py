@@ -1,7 +1,7 @@
 """The numerics tests once more, with the CUDA kernels in the emulator (tests/simt): that takes a process of its own.
 
-The emulator fails a launch that touches a byte too many, races, or leaves a barrier out; seeds change the order in which
-blocks and threads run, so that results which depend on it are found too.
+The emulator fails a launch that touches a byte too many, races, or leaves a barrier out. Seeds change the order in
+which blocks and threads run, so that results which depend on it are found too.
 """
 
 import os

@@ -1,8 +1,10 @@
-// Arithmetic that every launcher does.
+// What every launcher needs to know.
 #pragma once
 #include <cstdint>
 
 namespace abckd::cuda {
+
+constexpr int64_t kParameterBytes = 4096;  // of a kernel, on every driver
 
 inline int64_t divided(int64_t x, int64_t y) { return (x + y - 1) / y; }
 

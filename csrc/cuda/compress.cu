@@ -13,6 +13,8 @@ constexpr int64_t kSharedBytes = 48 << 10;  // of dynamic shared memory without 
 constexpr int64_t kTileCells = 512;
 constexpr int64_t kChunkCells = 512;
 
+static_assert(sizeof(CompressTable) + 64 <= kParameterBytes && sizeof(CompressBackwardTable) + 64 <= kParameterBytes);
+
 // How the sums over a sample's cells are split, and where the parts of the workspace begin (in doubles).
 struct Plan {
   int layers, products;
@@ -57,7 +59,8 @@ cudaError_t forward(const CompressArguments& a, const CompressTable& table, cuda
                table, plan.chunks, plan.chunk, static_cast<int>(plan.tile), inverse_norms, partial);
   if ((status = cudaGetLastError()) != cudaSuccess) return status;
   const AttentionArguments attention{table.students, table.teachers, plan.chunks, a.grid_frames, a.padding, a.per_frame,
-                                     a.temperature, partial, a.scores, a.mask, a.distances, a.attention, a.attention_grads, factors};
+                                     a.temperature, partial, a.scores, a.mask, a.distances, a.attention, a.attention_grads,
+                                     factors};
   const size_t similarities = (plan.products + kCompressWarps * 2 * a.teachers) * sizeof(double);
   ABCKD_LAUNCH((compress_attention_kernel<A>), a.batch, kCompressThreads, similarities, stream, attention);
   if ((status = cudaGetLastError()) != cudaSuccess || factors == nullptr) return status;
@@ -74,20 +77,22 @@ cudaError_t forward(const CompressArguments& a, const CompressTable& table, cuda
 
 template <typename A>
 cudaError_t backward(const CompressBackwardArguments& a, CompressBackwardTable table, cudaStream_t stream) {
-  constexpr int kCount = Stretch<A, true>::kCount;
   int64_t blocks = 0;
   for (int64_t i = 0; i < a.students; ++i) {
     const MapGrad& result = a.results[i];
-    const int64_t positions = result.frames * result.bands, per_sample = divided(positions, kCompressThreads * kCount);
-    const bool on_grid = result.frames == a.grid_frames && result.bands == a.grid_bands;
-    const bool vector = on_grid && positions % kCount == 0 && is_aligned(result.data) && is_aligned(a.map_grads);
-    table.layer[i] = {result.data, result.frames, result.bands, per_sample, blocks, vector};
-    blocks += a.batch * per_sample;
+    table.layer[i] = {result.data, result.frames, result.bands, blocks};
+    if (result.frames == a.grid_frames && result.bands == a.grid_bands) table.vector = table.vector && is_aligned(result.data);
+    blocks += a.batch * divided(result.frames * result.bands, kBackwardPositions<A>);
   }
   if (too_many(blocks)) return cudaErrorInvalidConfiguration;
   ABCKD_LAUNCH((compress_backward_kernel<A>), blocks, kCompressThreads, 0, stream, table, static_cast<const A*>(a.distance_grads),
                static_cast<const A*>(a.map_grads));
   return cudaGetLastError();
+}
+
+// Every sample's maps on the grid begin at a multiple of 16 bytes.
+bool samples_are_aligned(int64_t grid_frames, int64_t grid_bands, bool is_double) {
+  return grid_frames * grid_bands * (is_double ? 8 : 4) % 16 == 0;
 }
 
 }  // namespace
@@ -98,7 +103,7 @@ cudaError_t compress_forward(const CompressArguments& a, cudaStream_t stream) {
   if (a.students + a.teachers > kMostMaps) return cudaErrorInvalidValue;
   if (a.batch == 0) return cudaSuccess;
   CompressTable table{static_cast<int>(a.students), static_cast<int>(a.teachers), a.batch, a.grid_frames, a.grid_bands, a.padding,
-                      a.grid_frames * a.grid_bands * (a.is_double ? 8 : 4) % 16 == 0 && is_aligned(a.map_grads), {}};
+                      samples_are_aligned(a.grid_frames, a.grid_bands, a.is_double) && is_aligned(a.map_grads), {}};
   for (int64_t l = 0; l < a.students + a.teachers; ++l) {
     const Map& map = l < a.students ? a.student_maps[l] : a.teacher_maps[l - a.students];
     table.layer[l] = {map.data, map.frames, map.bands};
@@ -110,7 +115,8 @@ cudaError_t compress_forward(const CompressArguments& a, cudaStream_t stream) {
 cudaError_t compress_backward(const CompressBackwardArguments& a, cudaStream_t stream) {
   if (a.students > kMostMaps) return cudaErrorInvalidValue;
   if (a.batch == 0) return cudaSuccess;
-  const CompressBackwardTable table{static_cast<int>(a.students), a.grid_frames, a.grid_bands, a.padding, {}};
+  const bool vector = samples_are_aligned(a.grid_frames, a.grid_bands, a.is_double) && is_aligned(a.map_grads);
+  const CompressBackwardTable table{static_cast<int>(a.students), vector, a.grid_frames, a.grid_bands, a.padding, {}};
   return a.is_double ? backward<double>(a, table, stream) : backward<float>(a, table, stream);
 }
 

@@ -11,6 +11,8 @@
 namespace abckd::cuda {
 namespace {
 
+static_assert(sizeof(TapTable<TapForward>) <= kParameterBytes && sizeof(TapTable<TapBackward>) <= kParameterBytes);
+
 int64_t element_bytes(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
 int64_t sum_bytes(Dtype dtype) { return dtype == Dtype::f64 ? 8 : 4; }
 
@@ -139,7 +141,8 @@ cudaError_t backward_of_kind(const TapArguments& a, const TapBackwardLayer* laye
     const TapLayer& layer = layers[l].layer;
     if (layer.channels_last != channels_last) continue;
     const int64_t rows = channels_last ? positions_of(layer) : layer.channels;
-    const Lanes lanes(layer, a.dtype, rows_are_aligned(layer, a.dtype, {layer.x, layer.map, layer.mean, layers[l].grad, layers[l].result}));
+    const bool vector = rows_are_aligned(layer, a.dtype, {layer.x, layer.map, layer.mean, layers[l].grad, layers[l].result});
+    const Lanes lanes(layer, a.dtype, vector);
     const int64_t column_tiles = divided(row_size(layer), lanes.stretch), row_tiles = divided(rows, kBackwardRows);
     table.layer[table.layers++] = {layer.x, layers[l].grad, layer.map, layer.mean, layers[l].result, layer.channels,
                                    layer.frames, layer.bands, column_tiles, row_tiles, blocks, lanes.width, lanes.vector};

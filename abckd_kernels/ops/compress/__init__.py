@@ -202,7 +202,9 @@ def _backward(ctx, distance_grads, attention_out_grads, *_):
     return student_grads, teacher_grads, score_grads, *[None] * 7
 
 
-backends.define("compress_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu", "cuda"))
+backends.define(
+    "compress_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu", "cuda")
+)
 backends.define(
     "compress_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu", "cuda")
 )

@@ -178,5 +178,7 @@ def _backward(ctx, map_grads, mean_grads):
 
 
 backends.define("tap_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu", "cuda"))
-backends.define("tap_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu", "cuda"))
+backends.define(
+    "tap_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu", "cuda")
+)
 backends.differentiate("tap_forward", _backward, _setup_context)

@@ -2,11 +2,11 @@
 
 A program owns BLOCK_P positions of one sample and walks through the channels in tiles [BLOCK_C, BLOCK_P]: energies
 add up elementwise in registers and are reduced over channels once, behind the loop. Channel sums need a reduction per
-tile; where positions are contiguous, a row of the tile lies within one warp, so that this is done by shuffles,
-without a barrier.
+tile; where positions are contiguous, a row of the tile lies within one warp, and shuffles do that. Triton then moves
+the sums through shared memory to the threads that store them: with means, the loop has barriers.
 
 Bytes per element of a feature: forward reads 1, writes 1/C (map) and 1/BLOCK_P (partial sums, if means are wanted,
-read again by a second, small launch in a fixed order). Backward reads x and the incoming gradient once and writes the
+read again by a second, small launch in a fixed order; BLOCK_P is large enough for both to stay below 4 %). Backward reads x and the incoming gradient once and writes the
 result once. Accumulation: float32, or float64 for float64.
 """
 

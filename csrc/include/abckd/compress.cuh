@@ -363,32 +363,39 @@ __global__ void __launch_bounds__(kCompressThreads, kCompressBlocks)
 struct CompressResult {
   void* grad;  // [b, frame, band] of a student map
   int64_t frames, bands;
-  int64_t blocks;  // per sample
   int64_t first_block;
-  bool vector;  // on the grid, and aligned
 };
+
+// Positions that a block of compress_backward_kernel owns.
+template <typename A>
+constexpr int kBackwardPositions = kCompressThreads * Stretch<A, true>::kCount;
 
 struct CompressBackwardTable {
   int students;
+  bool vector;  // as in CompressTable, of results and grid gradients
   int64_t grid_frames, grid_bands;
   Padding padding;
   CompressResult layer[kMostMaps];
+
+  __device__ bool on_grid(int i) const { return layer[i].frames == grid_frames && layer[i].bands == grid_bands; }
 };
 
 template <typename A, bool kVector>
 __device__ void compress_backward(const CompressBackwardTable& table, int i, const A* distance_grads, const A* map_grads) {
   const CompressResult& of = table.layer[i];
-  const int64_t b = (blockIdx.x - of.first_block) / of.blocks, block = (blockIdx.x - of.first_block) % of.blocks;
   const int64_t T = of.frames, F = of.bands, U = table.grid_frames, V = table.grid_bands;
-  const Stretch<A, kVector> stretch(block * kCompressThreads * Stretch<A, kVector>::kCount, threadIdx.x, kCompressThreads);
+  const int64_t blocks = (T * F + kBackwardPositions<A> - 1) / kBackwardPositions<A>, block = blockIdx.x - of.first_block;
+  const int64_t b = block / blocks;
+  const Stretch<A, kVector> stretch(block % blocks * kBackwardPositions<A>, threadIdx.x, kCompressThreads);
   const int own = stretch.before(T * F);
   const A scale = distance_grads[b * table.students + i];
   const A* source = map_grads + (b * table.students + i) * U * V;
   typename Stretch<A, kVector>::Elements result{};
-  if (T == U && F == V) {
+  if (table.on_grid(i)) {
     result = stretch.read(source + stretch.first, own);
   } else {
-    const int64_t frames = table.padding.lengths == nullptr ? T : valid_frames(table.padding.lengths[b], T, table.padding.padded_length);
+    const Padding& padding = table.padding;
+    const int64_t frames = padding.lengths == nullptr ? T : valid_frames(padding.lengths[b], T, padding.padded_length);
 #pragma unroll
     for (int k = 0; k < stretch.kCount; ++k) {
       const int64_t t = stretch.at(k) / F, f = stretch.at(k) % F;
@@ -416,8 +423,8 @@ __global__ void __launch_bounds__(kCompressThreads, kCompressBlocks)
     compress_backward_kernel(const __grid_constant__ CompressBackwardTable table, const A* distance_grads, const A* map_grads) {
   int i = 0;
   while (i + 1 < table.students && blockIdx.x >= table.layer[i + 1].first_block) ++i;
-  table.layer[i].vector ? compress_backward<A, true>(table, i, distance_grads, map_grads)
-                        : compress_backward<A, false>(table, i, distance_grads, map_grads);
+  table.vector && table.on_grid(i) ? compress_backward<A, true>(table, i, distance_grads, map_grads)
+                                   : compress_backward<A, false>(table, i, distance_grads, map_grads);
 }
 
 }  // namespace abckd::cuda

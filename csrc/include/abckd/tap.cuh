@@ -289,7 +289,8 @@ __device__ void tap_backward(const TapTable<TapBackward>& table, const TapBackwa
   const int own = stretch.before(columns), own_valid = kChannelsLast ? own : stretch.before(valid);
   const int64_t valid_rows = kChannelsLast ? valid : rows;
   const A row_scale = kChannelsLast ? map_scale : mean_scale, column_scale = kChannelsLast ? mean_scale : map_scale;
-  const A of_row = of_rows != nullptr && first_row + lane < valid_rows ? __ldg(of_rows + b * rows + first_row + lane) * row_scale : A(0);
+  A of_row = 0;
+  if (of_rows != nullptr && first_row + lane < valid_rows) of_row = __ldg(of_rows + b * rows + first_row + lane) * row_scale;
   A of_column[kCount] = {};
   if (of_columns != nullptr) stretch.read_sums(of_column, of_columns + b * columns + stretch.first, own_valid);
 #pragma unroll

@@ -1,0 +1,52 @@
+"""The fewest bytes that an op can move: what it needs is read once, what it gives is written once.
+
+Features and maps are needed in valid frames only; an incoming gradient passes through padded frames too, and every
+result is written in full. Arguments are the op's tensors; None counts nothing. GPU, CPU and meta tensors will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from abckd_kernels.ops.shapes import valid_frames
+
+
+def tap_forward(features, maps, means, lengths: Tensor | None = None, padded_length: int = 0) -> int:
+    """Read each feature; write its map and, where wanted, its channel means."""
+    return _valid(features, 2, lengths, padded_length) + _whole([*maps, *means, lengths])
+
+
+def tap_backward(
+    grads, features, map_grads, mean_grads, results, lengths: Tensor | None = None, padded_length: int = 0
+) -> int:
+    """Read each feature and the gradients that arrive for it, its map and its means; write its gradient."""
+    read = _valid(features, 2, lengths, padded_length) + _valid(map_grads, 1, lengths, padded_length)
+    return read + _whole([*grads, *mean_grads, *results, lengths])
+
+
+def compress_forward(maps, results, lengths: Tensor | None = None, padded_length: int = 0) -> int:
+    """Read every map; write distances, attention and both gradients."""
+    return _valid(maps, 1, lengths, padded_length) + _whole([*results, lengths])
+
+
+def compress_backward(distance_grads, map_grads, results, lengths: Tensor | None = None) -> int:
+    """Read the gradient on the grid and its factors; write the gradient of each map."""
+    return _whole([distance_grads, map_grads, *results, lengths])
+
+
+def _whole(tensors: Iterable[Tensor | None]) -> int:
+    return sum(x.nbytes for x in tensors if x is not None)
+
+
+def _valid(tensors: Iterable[Tensor | None], axis: int, lengths: Tensor | None, padded_length: int) -> int:
+    """Bytes of valid frames, which `axis` counts."""
+    if lengths is None:
+        return _whole(tensors)
+    total = 0
+    for x in tensors:
+        if x is not None:
+            bytes_per_frame = x.nbytes // (x.shape[0] * x.shape[axis])
+            total += bytes_per_frame * int(valid_frames(lengths, x.shape[axis], padded_length).sum())
+    return total

@@ -1,0 +1,211 @@
+"""`python -m benchmarks.traffic`: bytes that the GPU kernels move over the fewest possible, counted without a GPU.
+
+Triton's kernels are counted in Triton's interpreter, the CUDA kernels in the emulator of tests/simt. `moved` sums what
+the elements of all loads and stores asked for. `unique` is what memory carries where the cache keeps what an op reads
+again: distinct sectors of 32 bytes, namely all that its launches store and those that its hungriest launch loads; the
+others load what that one loaded, or what they stored. The fewest possible: benchmarks/compulsory.py.
+
+Gates (--check), each at most 1.05:
+    moved / compulsory       tap forward and backward; cuda: also a whole step of abc_loss (its taps take no means)
+    unique / compulsory      compress, whose maps fit into the cache
+    sectors / ideal sectors  cuda, on contiguous features whose rows are aligned
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from abckd_kernels import use_backend
+
+from . import traffic_cases
+from .interpreter_counter import NotCounted
+
+ROOT = Path(__file__).parents[1]
+EXIT_NOT_COUNTED = 3
+BACKENDS = ("triton", "cuda")
+LIMIT = 1.05
+EMULATED = ("sectors", "ideal_sectors", "loaded", "loaded_by_16")
+SERVED_BY = {"triton": "triton", "cuda": "cpu"}  # the emulator stands in for the CPU's own kernels
+STEPS = {"forward": ("tap_forward", "compress_forward"), "backward": ("compress_backward", "tap_backward")}
+
+
+def measure(backend: str, select: str = "") -> list[dict]:
+    """Rows of one backend, for the cases whose name contains `select`, counted in a process of its own.
+
+    A row has backend, op, kernel (of several: joined by " + "), id and case, dtype, layout, shape (of several layers:
+    a list of them, of which the first `students` are the student's), means, lengths; moved, compulsory and unique
+    bytes and their ratios; for cuda also sectors_over_ideal and share_16_byte, of the loaded bytes. A step's rows are
+    those of its ops, then step_forward and step_backward, their sums.
+
+    Raises NotCounted where there is nothing to count with, RuntimeError where the counting breaks.
+    """
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "ABCKD_BACKEND")
+    }
+    if backend == "triton":
+        environment["TRITON_INTERPRET"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.json"
+        command = [sys.executable, "-m", "benchmarks.traffic", "--here", backend, "--select", select, "--json", rows]
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        if result.returncode == EXIT_NOT_COUNTED:
+            raise NotCounted(result.stderr.strip())
+        if result.returncode:
+            raise RuntimeError(f"counting {backend} failed:\n{result.stderr[-4000:]}")
+        return json.loads(rows.read_text())
+
+
+def measure_here(backend: str, select: str = "") -> list[dict]:
+    """As `measure`, in this process, which must have been started for that backend."""
+    if backend == "triton":
+        from .interpreter_counter import counting
+    else:
+        from . import emulator_counter
+
+        counting = functools.partial(emulator_counter.counting, emulator_counter.load())
+    rows = []
+    with use_backend(SERVED_BY[backend]):
+        for case in traffic_cases.of(backend):
+            if select not in str(case):
+                continue
+            ops = {}
+            for op, work in traffic_cases.run(case):
+                with counting() as counter:
+                    fewest = work()
+                ops[op] = _row(backend, op, case, counter.kernels, fewest)
+            rows += ops.values()
+            if case.kind == "step":
+                rows += [_total(f"step_{name}", [ops[op] for op in parts]) for name, parts in STEPS.items()]
+    return rows
+
+
+def _row(backend: str, op: str, case: traffic_cases.Case, kernels: dict, fewest: int) -> dict:
+    names = ("moved", *EMULATED) if backend == "cuda" else ("moved",)
+    total = {name: sum(getattr(traffic, name) for traffic in kernels.values()) for name in names}
+    total["unique"] = max(x.unique_loaded for x in kernels.values()) + sum(x.unique_stored for x in kernels.values())
+    row = {"backend": backend, "op": op, "kernel": " + ".join(kernels), **case.describe, "compulsory": fewest, **total}
+    return _with_ratios(row)
+
+
+def _total(op: str, parts: list[dict]) -> dict:
+    row = dict(parts[0], op=op, kernel=" + ".join(part["kernel"] for part in parts))
+    for name in ("moved", "unique", "compulsory", *EMULATED):
+        if name in row:
+            row[name] = sum(part[name] for part in parts)
+    return _with_ratios(row)
+
+
+def _with_ratios(row: dict) -> dict:
+    row["ratio"] = row["moved"] / row["compulsory"]
+    row["unique_ratio"] = row["unique"] / row["compulsory"]
+    if "sectors" in row:
+        row["sectors_over_ideal"] = row["sectors"] / row["ideal_sectors"]
+        row["share_16_byte"] = row["loaded_by_16"] / row["loaded"]
+    return row
+
+
+def gates(row: dict) -> tuple[str, ...]:
+    """Names of the row's ratios that must not exceed LIMIT."""
+    names = []
+    if row["op"].startswith("tap") or _is_step_of_abc_loss(row):
+        names.append("ratio")
+    if row["op"].startswith("compress"):
+        names.append("unique_ratio")
+    if "sectors_over_ideal" in row and row["layout"] == "contiguous" and "odd" not in row["case"]:
+        names.append("sectors_over_ideal")
+    return tuple(names)
+
+
+def _is_step_of_abc_loss(row: dict) -> bool:
+    return row["op"].startswith("step") and row["backend"] == "cuda" and not row["means"]
+
+
+def failures(rows: list[dict]) -> list[str]:
+    """A sentence for each gate that a row fails."""
+    return [
+        f"{name_of(row)}: {gate} {row[gate]:.3f}, at most {LIMIT}"
+        for row in rows
+        for gate in gates(row)
+        if not row[gate] <= LIMIT
+    ]
+
+
+def name_of(row: dict) -> str:
+    means = " with means" if row["means"] else ""
+    return f"{row['backend']} {row['op']}, {row['case']}, {row['dtype']} {row['layout']}{means}"
+
+
+def table(rows: list[dict]) -> str:
+    """The rows in Markdown; a ratio above its gate is bold."""
+    lines = [
+        "| backend | op | case | shape | dtype | layout | means | moved MB | moved / compulsory | unique / compulsory "
+        "| sectors / ideal | by 16 bytes | kernels |",
+        "|" + "---|" * 13,
+    ]
+    for row in rows:
+        shown = [_ratio(row, name) for name in ("ratio", "unique_ratio", "sectors_over_ideal")]
+        share = f"{row['share_16_byte']:.0%}" if "share_16_byte" in row else ""
+        what = (row["backend"], row["op"], row["case"], _shape(row), row["dtype"], row["layout"])
+        cells = (*what, "yes" if row["means"] else "no", f"{row['moved'] / 1e6:.2f}", *shown, share, row["kernel"])
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _ratio(row: dict, name: str) -> str:
+    if name not in row:
+        return ""
+    text = f"{row[name]:.3f}"
+    return f"**{text}**" if name in gates(row) and not row[name] <= LIMIT else text
+
+
+def _shape(row: dict) -> str:
+    shapes = row["shape"] if isinstance(row["shape"][0], list) else [row["shape"]]
+    groups = shapes[: row["students"]], shapes[row["students"] :]
+    return ", ".join(
+        f"{group.count(shape)} x {tuple(shape)}" if len(shapes) > 1 else str(tuple(shape))
+        for group in groups
+        for shape in {tuple(shape): shape for shape in group}.values()
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--backend", choices=BACKENDS, action="append", help="which (repeatable; default: all)")
+    parser.add_argument("--select", default="", help="only cases whose name (kind-name-dtype-layout) contains this")
+    parser.add_argument("--json", help="also write the rows to this file")
+    parser.add_argument("--check", action="store_true", help="exit with an error if a gate fails or can't be tried")
+    parser.add_argument("--here", choices=BACKENDS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+
+    if options.here:
+        try:
+            rows = measure_here(options.here, options.select)
+        except NotCounted as error:
+            print(error, file=sys.stderr)
+            raise SystemExit(EXIT_NOT_COUNTED) from error
+        Path(options.json).write_text(json.dumps(rows))
+        return
+    rows, not_counted = [], []
+    for backend in options.backend or BACKENDS:
+        try:
+            rows += measure(backend, options.select)
+        except NotCounted as error:
+            not_counted.append(f"{backend}: {error}")
+    print(table(rows))
+    if options.json:
+        Path(options.json).write_text(json.dumps(rows, indent=1))
+    failed = [*failures(rows), *not_counted]
+    print("\n".join(["", *(failed or [f"every gate holds (at most {LIMIT})"])]))
+    if options.check and failed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""What `benchmarks.traffic` runs: the ops on features of at least 1 MB, and whole steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from abckd_kernels import backends
+from abckd_kernels.ops.compress import common_grid
+
+from . import compulsory
+
+MEGABYTE = 10**6
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+LAYOUTS = ("contiguous", "channels_last")
+EVEN, WIDE = (64, 64, 64), (256, 32, 32)  # (C, T, F)
+ODD, FLAT_ODD, LARGE_ODD = (33, 67, 129), (5, 201, 257), (33, 201, 257)  # nothing here divides evenly
+
+
+@dataclass(frozen=True)
+class Case:
+    """kind: "tap", "compress" or "step" (tap of all layers, then compress). students, teachers: shapes of features,
+    or of maps for compress; tap takes them all as students. lengths: valid frames of each sample, of `students[0]`.
+    """
+
+    kind: str
+    name: str
+    students: tuple[tuple[int, ...], ...]
+    teachers: tuple[tuple[int, ...], ...] = ()
+    dtype: str = "float32"
+    layout: str = "contiguous"
+    means: bool = False
+    lengths: tuple[int, ...] | None = None
+
+    def __str__(self) -> str:
+        means = "-means" if self.means else ""
+        return f"{self.kind}-{self.name}-{self.dtype}-{self.layout}{means}"
+
+    @property
+    def describe(self) -> dict:
+        """The part of a row that says what was measured."""
+        shapes = [list(shape) for shape in (*self.students, *self.teachers)]
+        return {
+            "id": str(self),
+            "case": self.name,
+            "dtype": self.dtype,
+            "layout": self.layout,
+            "shape": shapes[0] if len(shapes) == 1 else shapes,
+            "students": len(self.students),
+            "means": self.means,
+            "lengths": self.lengths,
+        }
+
+
+def _sized(shape: tuple[int, ...], dtype: str) -> tuple[int, ...]:
+    """`shape` with the smallest batch that makes a megabyte."""
+    sample = torch.Size(shape).numel() * getattr(torch, dtype).itemsize
+    return (-(-MEGABYTE // sample), *shape)
+
+
+def _tap(name: str, shape: tuple[int, ...], dtype: str, layout: str, means: bool) -> Case:
+    return Case("tap", name, (_sized(shape, dtype),), (), dtype, layout, means)
+
+
+def _step(name: str, size: tuple[int, int], dtype: str, layout: str = "contiguous", means: bool = False) -> Case:
+    students, teachers = (_sized((channels, *size), dtype) for channels in (32, 64))
+    batch = max(students[0], teachers[0])
+    layers = ((batch, *students[1:]),) * 3, ((batch, *teachers[1:]),) * 6
+    return Case("step", name, *layers, dtype, layout, means)
+
+
+CASES = (
+    *(_tap("even", EVEN, dtype, layout, means) for dtype in DTYPES for layout in LAYOUTS for means in (True, False)),
+    *(_tap("wide", WIDE, dtype, layout, True) for dtype in ("float32", "bfloat16") for layout in LAYOUTS),
+    *(_tap("odd", ODD, dtype, layout, True) for dtype in ("float32", "bfloat16") for layout in LAYOUTS),
+    *(_tap("flat odd", FLAT_ODD, "float32", layout, True) for layout in LAYOUTS),
+    *(
+        Case("tap", "lengths", ((4, 32, 64, 64),), (), dtype, layout, True, (64, 40, 7, 64))
+        for dtype in ("float32", "bfloat16")
+        for layout in LAYOUTS
+    ),
+    Case("compress", "even", ((1, 130, 64),) * 2, ((1, 130, 64),) * 3, "float64"),
+    Case("compress", "odd", ((1, 51, 33),) * 2, ((1, 51, 33), (1, 27, 33), (1, 51, 65))),
+    Case("compress", "lengths", ((3, 96, 32),) * 2, ((3, 96, 32),) * 2, lengths=(96, 60, 7)),
+    Case("compress", "odd lengths", ((3, 101, 33),) * 2, ((3, 101, 33),) * 2, lengths=(101, 60, 7)),
+    _step("step", (130, 64), "float32"),
+)
+# The emulator is fast enough for more.
+EMULATOR_CASES = (
+    _step("step", (130, 64), "bfloat16"),
+    *(_tap("large odd", LARGE_ODD, dtype, layout, True) for dtype in ("float32", "bfloat16") for layout in LAYOUTS),
+    *(_step("step", (130, 64), dtype, "channels_last", True) for dtype in ("float32", "bfloat16")),
+    _step("odd step", (67, 129), "float32"),
+    _step("odd step", (67, 129), "bfloat16"),
+)
+
+
+def of(backend: str) -> tuple[Case, ...]:
+    """The cases that are run for a backend."""
+    return (*CASES, *EMULATOR_CASES) if backend == "cuda" else CASES
+
+
+def run(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
+    """The case's ops in order: (name, function that runs it and returns its compulsory bytes)."""
+    lengths = None if case.lengths is None else torch.tensor(case.lengths)
+    padding = (lengths, case.students[0][1 if case.kind == "compress" else 2])
+    if case.kind == "compress":
+        maps = [torch.rand(shape, dtype=getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers)]
+        yield from _compress(maps, len(case.students), padding, {})
+        return
+    features = [_feature(shape, case) for shape in (*case.students, *case.teachers)]
+    made = {}
+
+    def tap_forward() -> int:
+        made["maps"], made["means"] = _kernel("tap_forward")(features, 2, case.means, *padding)
+        return compulsory.tap_forward(features, made["maps"], made["means"], *padding)
+
+    yield "tap_forward", tap_forward
+    n = len(case.students)
+    if case.kind == "step":
+        yield from _compress(made["maps"], n, padding, made)
+    students = features[:n]
+    # In a network every student feature has another reader, whose gradient arrives with ours.
+    grads = [torch.ones_like(x) for x in students]
+    map_grads = made.get("map_grads", made["maps"])
+    mean_grads = made["means"][:n] or [None] * n
+
+    def tap_backward() -> int:
+        results = _kernel("tap_backward")(grads, students, map_grads, mean_grads, 2, *padding)
+        return compulsory.tap_backward(grads, students, map_grads, mean_grads, results, *padding)
+
+    yield "tap_backward", tap_backward
+
+
+def _compress(maps: list[Tensor], n: int, padding: tuple, made: dict) -> Iterator[tuple[str, Callable[[], int]]]:
+    students, teachers = maps[:n], maps[n:]
+    grid = common_grid(maps, None)
+
+    def forward() -> int:
+        made["results"] = _kernel("compress_forward")(students, teachers, None, None, grid, False, 0.1, *padding, True)
+        return compulsory.compress_forward(maps, made["results"], *padding)
+
+    def backward() -> int:
+        distances, _, _, on_grid = made["results"]
+        sizes = [size for x in students for size in x.shape[1:]]
+        made["map_grads"] = _kernel("compress_backward")(distances, on_grid, sizes, *padding)
+        return compulsory.compress_backward(distances, on_grid, made["map_grads"], padding[0])
+
+    yield "compress_forward", forward
+    yield "compress_backward", backward
+
+
+def _feature(shape: tuple[int, ...], case: Case) -> Tensor:
+    x = torch.rand(shape).to(getattr(torch, case.dtype))
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if case.layout == "channels_last" else x
+
+
+def _kernel(op: str) -> Callable:
+    return backends.kernel(op, torch.device("cpu"))

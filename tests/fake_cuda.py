@@ -1,0 +1,72 @@
+"""As much of torch.cuda as gpu_check uses, on the CPU: events are clocks, a replay computes a captured step again."""
+
+import contextlib
+import time
+from types import SimpleNamespace
+
+import torch
+
+PROPERTIES = SimpleNamespace(
+    name="stand-in", major=0, minor=0, multi_processor_count=1, total_memory=2**34, L2_cache_size=2**21
+)
+
+
+class Event:
+    def __init__(self, enable_timing: bool):
+        assert enable_timing
+
+    def record(self) -> None:
+        self.time = time.perf_counter()
+
+    def elapsed_time(self, end: "Event") -> float:
+        return (end.time - self.time) * 1e3
+
+
+class Stream:
+    def wait_stream(self, other: "Stream") -> None:
+        assert isinstance(other, Stream)
+
+
+def install(monkeypatch, gpu_parts) -> SimpleNamespace:
+    """Put the stand-ins into torch.cuda and notice the steps of `gpu_parts` that are captured. Gives the properties."""
+    step, capturing = gpu_parts.training_step, []
+
+    class CUDAGraph:
+        captured = ()
+
+        def replay(self) -> None:
+            for inputs, results in self.captured:
+                for result, again in zip(results, step(*inputs), strict=True):
+                    result.detach().copy_(again.detach())
+
+    @contextlib.contextmanager
+    def graph(captured):
+        captured.captured = []
+        capturing.append(captured)
+        yield
+        capturing.pop()
+
+    def noticed(*inputs):
+        results = step(*inputs)
+        for captured in capturing:
+            captured.captured.append((inputs, results))
+        return results
+
+    fakes = {
+        "Event": Event,
+        "Stream": Stream,
+        "CUDAGraph": CUDAGraph,
+        "graph": graph,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "current_stream": Stream,
+        "synchronize": lambda: None,
+        "empty_cache": lambda: None,
+        "mem_get_info": lambda: (2**34, 2**34),
+        "device_count": lambda: 1,
+        "get_device_properties": lambda index: PROPERTIES,
+    }
+    for name, fake in fakes.items():
+        assert hasattr(torch.cuda, name)
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(gpu_parts, "training_step", noticed)
+    return PROPERTIES

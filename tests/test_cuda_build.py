@@ -1,0 +1,58 @@
+"""The CUDA part of the extension as it was built: on a machine without a GPU it is there, and says what is missing."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from abckd_kernels import abc_loss, backends, use_backend
+
+extension = backends.extension()
+pytestmark = pytest.mark.skipif(
+    extension is None or not extension.has_cuda, reason="the extension was built without CUDA kernels"
+)
+
+
+def embedded(kind: str) -> set[str]:
+    """Architectures whose machine code ("elf") or PTX ("ptx") the extension holds."""
+    triton = pytest.importorskip("triton")
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    listing = subprocess.run([cuobjdump, f"--list-{kind}", extension.__file__], capture_output=True, text=True)
+    return set(re.findall(r"sm_(\d+)", listing.stdout))
+
+
+def test_every_architecture_that_was_asked_for_is_there():
+    asked = extension.build_info()["CUDA kernels"].removeprefix("for ").split()
+    assert embedded("elf") == {name.removesuffix("+PTX").replace(".", "") for name in asked}
+    assert embedded("ptx") == {name.removesuffix("+PTX").replace(".", "") for name in asked if name.endswith("+PTX")}
+
+
+def test_auto_prefers_cuda_to_triton():
+    assert {backends.choose(op, "cuda") for op in backends.ops()} == {"cuda"}
+    with use_backend("triton"):
+        assert {backends.choose(op, "cuda") for op in backends.ops()} == {"triton"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_torch_says_what_is_missing():
+    with pytest.raises(RuntimeError, match="NVIDIA driver|CUDA"):
+        abc_loss([torch.ones(1, 2, 3, device="cuda")], [torch.ones(1, 2, 3, device="cuda")])
+
+
+def test_cuda_can_be_forced_for_cuda_tensors_only():
+    with use_backend("cuda"), pytest.raises(RuntimeError, match="serves cuda tensors only"):
+        abc_loss([torch.ones(1, 2, 3)], [torch.ones(1, 2, 3)])
+
+
+def test_nothing_but_the_bindings_includes_torch():
+    root = Path(__file__).parents[1] / "csrc"
+    including = [path for path in root.rglob("*.*") if re.search(r"#include <(torch|ATen|c10)/", path.read_text())]
+    assert including and {path.parent for path in including} == {root / "torch"}
+
+
+def test_importing_starts_no_cuda_context():
+    code = "import abckd_kernels, torch; assert not torch.cuda.is_initialized()"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
