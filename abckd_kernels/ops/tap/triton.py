@@ -6,8 +6,8 @@ tile; where positions are contiguous, a row of the tile lies within one warp, an
 the sums through shared memory to the threads that store them: with means, the loop has barriers.
 
 Bytes per element of a feature: forward reads 1, writes 1/C (map) and 1/BLOCK_P (partial sums, if means are wanted,
-read again by a second, small launch in a fixed order; BLOCK_P is large enough for both to stay below 4 %). Backward reads x and the incoming gradient once and writes the
-result once. Accumulation: float32, or float64 for float64.
+read again by a second, small launch in a fixed order; BLOCK_P is large enough for both to stay below 4 %). Backward
+reads x and the incoming gradient once and writes the result once. Accumulation: float32, or float64 for float64.
 """
 
 from __future__ import annotations
