@@ -1,5 +1,6 @@
 """The CUDA part of the extension as it was built: on a machine without a GPU it is there, and says what is missing."""
 
+import os
 import re
 import subprocess
 import sys
@@ -9,11 +10,26 @@ import pytest
 import torch
 
 from abckd_kernels import abc_loss, backends, use_backend
+from benchmarks import compiled_cuda
 
 extension = backends.extension()
-pytestmark = pytest.mark.skipif(
+with_cuda = pytest.mark.skipif(
     extension is None or not extension.has_cuda, reason="the extension was built without CUDA kernels"
 )
+
+
+def why_not_built() -> str | None:
+    """Why the extension may lack CUDA kernels here, or None."""
+    if torch.version.cuda is None:
+        return "torch is a build without CUDA"
+    if os.environ.get("ABCKD_BUILD_CUDA") == "0":
+        return "ABCKD_BUILD_CUDA=0"
+    return compiled_cuda.missing()
+
+
+@pytest.mark.skipif(why_not_built() is not None, reason=str(why_not_built()))
+def test_cuda_kernels_were_built_where_they_can_be():
+    assert extension is not None and extension.has_cuda
 
 
 def embedded(kind: str) -> set[str]:
@@ -24,24 +40,28 @@ def embedded(kind: str) -> set[str]:
     return set(re.findall(r"sm_(\d+)", listing.stdout))
 
 
+@with_cuda
 def test_every_architecture_that_was_asked_for_is_there():
     asked = extension.build_info()["CUDA kernels"].removeprefix("for ").split()
     assert embedded("elf") == {name.removesuffix("+PTX").replace(".", "") for name in asked}
     assert embedded("ptx") == {name.removesuffix("+PTX").replace(".", "") for name in asked if name.endswith("+PTX")}
 
 
+@with_cuda
 def test_auto_prefers_cuda_to_triton():
     assert {backends.choose(op, "cuda") for op in backends.ops()} == {"cuda"}
     with use_backend("triton"):
         assert {backends.choose(op, "cuda") for op in backends.ops()} == {"triton"}
 
 
+@with_cuda
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_torch_says_what_is_missing():
     with pytest.raises(RuntimeError, match="NVIDIA driver|CUDA"):
         abc_loss([torch.ones(1, 2, 3, device="cuda")], [torch.ones(1, 2, 3, device="cuda")])
 
 
+@with_cuda
 def test_cuda_can_be_forced_for_cuda_tensors_only():
     with use_backend("cuda"), pytest.raises(RuntimeError, match="serves cuda tensors only"):
         abc_loss([torch.ones(1, 2, 3)], [torch.ones(1, 2, 3)])

@@ -75,10 +75,6 @@ struct TapTable {
   }
 };
 
-// Rows that are loaded before the first of them is used.
-template <bool kVector>
-constexpr int kInFlight = kVector ? kRows : kRows / 2;
-
 // Of a lane's rows, `at_once` apart, in a batch of kRows: those with number * at_once below this exist. 32 bits are enough.
 __device__ __forceinline__ int at_most_all_rows(int64_t rows_left, int at_once) {
   const int all = kRows * at_once;
@@ -103,7 +99,7 @@ __device__ __forceinline__ A half_slope(A x, int power) {
 template <typename E, bool kMeans, bool kVector>
 __device__ void tap_planes(const TapTable<TapForward>& table, const TapForward& layer) {
   using A = Accumulator<E>;
-  constexpr int kCount = Stretch<E, kVector>::kCount, kBatch = kInFlight<kVector>;
+  constexpr int kCount = Stretch<E, kVector>::kCount;
   const int lane = lane_index(), warp = warp_index(), width = layer.width, at_once = kWarp / width;
   const int64_t tile = (blockIdx.x - layer.first_block) % layer.tiles, b = (blockIdx.x - layer.first_block) / layer.tiles;
   const int64_t positions = layer.frames * layer.bands, valid = table.valid_positions(layer, b);
@@ -117,19 +113,16 @@ __device__ void tap_planes(const TapTable<TapForward>& table, const TapForward& 
   for (int64_t c = first_row; c - lane / width < layer.channels; c += kWarps * kRows * at_once) {
     const int rows_left = at_most_all_rows(layer.channels - c, at_once);
     A sums[kRows] = {};
+    typename Stretch<E, kVector>::Elements elements[kRows];
 #pragma unroll
-    for (int begin_k = 0; begin_k < kRows; begin_k += kBatch) {
-      typename Stretch<E, kVector>::Elements elements[kBatch];
+    for (int k = 0; k < kRows; ++k, row += step) elements[k] = stretch.read(row, k * at_once < rows_left ? own : 0);
 #pragma unroll
-      for (int k = 0; k < kBatch; ++k, row += step) elements[k] = stretch.read(row, (begin_k + k) * at_once < rows_left ? own : 0);
+    for (int k = 0; k < kRows; ++k) {
 #pragma unroll
-      for (int k = 0; k < kBatch; ++k) {
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          const A value = Element<E>::widen(elements[k].values[i]);
-          energies[i] += energy(value, table.power);
-          if (kMeans && (!kVector || i < own)) sums[begin_k + k] += value;
-        }
+      for (int i = 0; i < kCount; ++i) {
+        const A value = Element<E>::widen(elements[k].values[i]);
+        energies[i] += energy(value, table.power);
+        if (kMeans && (!kVector || i < own)) sums[k] += value;
       }
     }
     row += (kWarps - 1) * kRows * step;
@@ -171,7 +164,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) tap_planes_kernel(const __g
 template <typename E, bool kMeans, bool kVector>
 __device__ void tap_rows(const TapTable<TapForward>& table, const TapForward& layer) {
   using A = Accumulator<E>;
-  constexpr int kCount = Stretch<E, kVector>::kCount, kBatch = kInFlight<kVector>;
+  constexpr int kCount = Stretch<E, kVector>::kCount;
   constexpr int kRowsTile = rows_of_warp(sizeof(E));
   const int lane = lane_index(), width = layer.width, at_once = kWarp / width;
   // Blocks hold kWarps tiles; a tile behind the last one has no samples' rows and does nothing.
@@ -192,21 +185,18 @@ __device__ void tap_rows(const TapTable<TapForward>& table, const TapForward& la
     A sums[kCount] = {};
     for (int first = 0; first < rows; first += kRows * at_once) {
       A row_energies[kRows] = {};
+      typename Stretch<E, kVector>::Elements elements[kRows];
 #pragma unroll
-      for (int begin_k = 0; begin_k < kRows; begin_k += kBatch) {
-        typename Stretch<E, kVector>::Elements elements[kBatch];
+      for (int k = 0; k < kRows; ++k, lane_row += step) {
+        elements[k] = stretch.read(lane_row, first + k * at_once + lane / width < rows ? own : 0);
+      }
 #pragma unroll
-        for (int k = 0; k < kBatch; ++k, lane_row += step) {
-          elements[k] = stretch.read(lane_row, first + (begin_k + k) * at_once + lane / width < rows ? own : 0);
-        }
+      for (int k = 0; k < kRows; ++k) {
 #pragma unroll
-        for (int k = 0; k < kBatch; ++k) {
-#pragma unroll
-          for (int i = 0; i < kCount; ++i) {
-            const A value = Element<E>::widen(elements[k].values[i]);
-            row_energies[begin_k + k] += energy(value, table.power);
-            if (kMeans) sums[i] += value;
-          }
+        for (int i = 0; i < kCount; ++i) {
+          const A value = Element<E>::widen(elements[k].values[i]);
+          row_energies[k] += energy(value, table.power);
+          if (kMeans) sums[i] += value;
         }
       }
       const A total = sum_rows(row_energies, lane, width);
@@ -269,7 +259,7 @@ template <typename E, bool kChannelsLast, bool kVector>
 __device__ void tap_backward(const TapTable<TapBackward>& table, const TapBackward& layer) {
   using A = Accumulator<E>;
   constexpr int kCount = Stretch<E, kVector>::kCount;
-  constexpr int kBatch = kInFlight<kVector> / 2;  // two operands each
+  constexpr int kBatch = kRows / 2;  // two operands each
   const int lane = lane_index(), width = layer.width, at_once = kWarp / width;
   const int64_t tiles = layer.column_tiles * layer.row_tiles;
   const int64_t number = (blockIdx.x - layer.first_block) * kWarps + warp_index();
