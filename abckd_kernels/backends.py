@@ -22,6 +22,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import re
 import warnings
 from collections.abc import Callable
 
@@ -66,11 +67,37 @@ def why_not(op: str, backend: str, device: str) -> str | None:
         return f"triton has no {device} target; TRITON_INTERPRET=1 runs it in the interpreter"
     if device != backend:
         return f"serves {backend} tensors only"
-    if backend == "cuda" and _C is not None and not _C.has_cuda:
-        return (
-            "the C++ extension was built without CUDA kernels; reinstall where nvcc and a CUDA build of torch are found"
-        )
+    if backend == "cuda" and _C is not None:
+        return _why_no_cuda_kernels()
     return EXTENSION_ERROR
+
+
+@torch.compiler.assume_constant_result
+def _why_no_cuda_kernels() -> str | None:
+    """The reason for which the extension's CUDA kernels can't run on this machine's GPUs, or None."""
+    if not _C.has_cuda:
+        return "the extension was built without CUDA kernels; reinstall where nvcc and a CUDA build of torch are found"
+    if not torch.cuda.is_available():
+        return None
+    built = _C.build_info()["CUDA kernels"].removeprefix("for ")
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        if not runs_on(built, gpu.major, gpu.minor):
+            return f"its kernels were built for compute capability {built}, {gpu.name} has {gpu.major}.{gpu.minor}"
+    return None
+
+
+def runs_on(built: str, major: int, minor: int) -> bool:
+    """True if code built for capabilities such as "8.0 9.0+PTX" runs on a GPU of the given one.
+
+    Machine code runs on GPUs of its major version that are not older, PTX on every GPU that is not older.
+    """
+    for name in built.split():
+        if found := re.fullmatch(r"(\d+)\.(\d+)(\+PTX)?", name):
+            code = int(found[1]), int(found[2])
+            if code <= (major, minor) and (found[3] or code[0] == major):
+                return True
+    return False
 
 
 def choose(op: str, device: str) -> str:

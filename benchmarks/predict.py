@@ -2,9 +2,10 @@
 
 Every time is predicted, none is measured. Per op, with t_launch = 3 us assumed for each kernel:
 
-    t        = kernels * t_launch + max(t_memory, t_issue)
+    t        = kernels * t_launch + max(t_memory, t_issue, t_double)
     t_memory = bytes / bandwidth
     t_issue  = warp instructions / (multiprocessors * 4 schedulers * clock)
+    t_double = (conversions / conversion rate + fused multiply-adds / double rate) / (multiprocessors * clock)
 
     bytes             = fewest possible bytes * (unique / fewest), as counted on a small batch
     warp instructions = loaded bytes / (32 lanes * 16 bytes) * instructions of the inner loop per load of 16 bytes
@@ -12,7 +13,9 @@ Every time is predicted, none is measured. Per op, with t_launch = 3 us assumed 
 Counts are those of benchmarks/traffic.py, where unique is what memory carries if the cache keeps what an op reads
 again; instructions are those of benchmarks/resources.py, of the hungriest kernel of an op. It is a bound and no
 estimate: it takes for granted that enough loads are in flight, that clocks hold, and that no feature is in the cache
-when an op begins. Where the inner loop has no load of 16 bytes, t_issue isn't known and left out.
+when an op begins. Where the inner loop has no load of 16 bytes, t_issue isn't known and left out. t_double is that of
+CUDA's compress_forward, which sums in float64: per cell two conversions and one multiply-add for each inner product,
+one of each for each map that a gradient is made of.
 """
 
 from __future__ import annotations
@@ -39,21 +42,28 @@ OPS = ("tap_forward", "compress_forward", "compress_backward", "tap_backward")
 
 @dataclass(frozen=True)
 class GPU:
-    """bandwidth: bytes/s. clock: boost, Hz. arch: whose code is inspected. source: where the figures are from."""
+    """bandwidth: bytes/s. clock: boost, Hz. arch: whose code is inspected. doubles, conversions: float64 multiply-adds,
+    and conversions to float64, per clock and multiprocessor (throughput table of the CUDA programming guide). source:
+    where the other figures are from.
+    """
 
     bandwidth: float
     multiprocessors: int
     clock: float
     arch: str
+    doubles: int
+    conversions: int
     source: str
 
 
 GPUS = {
     "H100": GPU(
-        3.35e12, 132, 1.98e9, "sm_90", "NVIDIA H100 data sheet, SXM5; clock: 67 TFLOPS / (132 * 128 lanes * 2)"
+        3.35e12, 132, 1.98e9, "sm_90", 64, 16, "NVIDIA H100 data sheet, SXM5; clock: 67 TFLOPS / (132 * 128 lanes * 2)"
     ),
-    "A100": GPU(2.039e12, 108, 1.41e9, "sm_80", "NVIDIA A100 data sheet, 80 GB SXM; clock: white paper"),
-    "RTX4090": GPU(1.008e12, 128, 2.52e9, "sm_86", "NVIDIA Ada white paper, RTX 4090; code of sm_86 stands for sm_89"),
+    "A100": GPU(2.039e12, 108, 1.41e9, "sm_80", 32, 16, "NVIDIA A100 data sheet, 80 GB SXM; clock: white paper"),
+    "RTX4090": GPU(
+        1.008e12, 128, 2.52e9, "sm_86", 2, 2, "NVIDIA Ada white paper, RTX 4090; code of sm_86 stands for sm_89"
+    ),
 }
 
 
@@ -70,6 +80,7 @@ class Prediction:
     launches: int
     memory: float
     issue: float | None
+    double: float
 
     @property
     def launch(self) -> float:
@@ -77,12 +88,12 @@ class Prediction:
 
     @property
     def total(self) -> float:
-        return self.launch + max(self.memory, self.issue or 0)
+        return self.launch + max(self.memory, self.issue or 0, self.double)
 
     @property
     def bound(self) -> str:
-        """The largest of the three terms."""
-        terms = {"memory": self.memory, "issue": self.issue or 0, "launch": self.launch}
+        """The largest of the terms."""
+        terms = {"memory": self.memory, "issue": self.issue or 0, "double": self.double, "launch": self.launch}
         return max(terms, key=terms.get)
 
 
@@ -99,7 +110,19 @@ def predict(row: dict, gpu: str, kernels: list[Kernel], dtype: str, size: tuple[
         issue = loaded / BYTES_PER_WARP_LOAD * max(per_load) / (place.multiprocessors * SCHEDULERS * place.clock)
     carried = fewest * row["unique"] / row["compulsory"]
     memory = carried / place.bandwidth
-    return Prediction(gpu, row["backend"], row["op"], dtype, size, carried, len(names), memory, issue)
+    double = double_seconds(place, size) if (row["backend"], row["op"]) == ("cuda", "compress_forward") else 0.0
+    return Prediction(gpu, row["backend"], row["op"], dtype, size, carried, len(names), memory, issue, double)
+
+
+def double_seconds(place: GPU, size: tuple[int, ...]) -> float:
+    """Time of the float64 arithmetic in CUDA's compress_forward, without pooling."""
+    batch, frames, bands = size
+    (n, _), (m, _) = STUDENTS, TEACHERS
+    products = n * (m + 1) + m * (m + 1) // 2
+    conversions = 2 * products + n + m
+    multiply_adds = products + n * (m + 1)
+    cycles = batch * frames * bands * (conversions / place.conversions + multiply_adds / place.doubles)
+    return cycles / (place.multiprocessors * place.clock)
 
 
 def fewest_bytes(op: str, dtype: str, size: tuple[int, ...]) -> int:
@@ -153,15 +176,15 @@ def table(predictions: list[Prediction]) -> str:
     """In Markdown. Steps are sums of their ops."""
     lines = [
         "| backend | op | dtype | B x T x F | predicted MB | predicted us | predicted memory us | predicted issue us "
-        "| assumed launch us | bound by |",
-        "|" + "---|" * 10,
+        "| predicted double us | assumed launch us | bound by |",
+        "|" + "---|" * 11,
     ]
     for one in predictions:
         issue = "-" if one.issue is None else f"{one.issue * 1e6:.1f}"
         size = " x ".join(map(str, one.size))
         lines.append(
             f"| {one.backend} | {one.op} | {one.dtype} | {size} | {one.bytes / 1e6:.1f} | {one.total * 1e6:.1f} "
-            f"| {one.memory * 1e6:.1f} | {issue} | {one.launch * 1e6:.0f} | {one.bound} |"
+            f"| {one.memory * 1e6:.1f} | {issue} | {one.double * 1e6:.1f} | {one.launch * 1e6:.0f} | {one.bound} |"
         )
     return "\n".join(lines)
 

@@ -24,6 +24,7 @@ ODD, FLAT_ODD, LARGE_ODD = (33, 67, 129), (5, 201, 257), (33, 201, 257)  # nothi
 class Case:
     """kind: "tap", "compress" or "step" (tap of all layers, then compress). students, teachers: shapes of features,
     or of maps for compress; tap takes them all as students. lengths: valid frames of each sample, of `students[0]`.
+    per_frame: of compress.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Case:
     layout: str = "contiguous"
     means: bool = False
     lengths: tuple[int, ...] | None = None
+    per_frame: bool = False
 
     def __str__(self) -> str:
         means = "-means" if self.means else ""
@@ -83,6 +85,7 @@ CASES = (
         for layout in LAYOUTS
     ),
     Case("compress", "even", ((1, 130, 64),) * 2, ((1, 130, 64),) * 3, "float64"),
+    Case("compress", "frames", ((1, 130, 64),) * 3, ((1, 130, 64),) * 6, per_frame=True),
     Case("compress", "odd", ((1, 51, 33),) * 2, ((1, 51, 33), (1, 27, 33), (1, 51, 65))),
     Case("compress", "lengths", ((3, 96, 32),) * 2, ((3, 96, 32),) * 2, lengths=(96, 60, 7)),
     Case("compress", "odd lengths", ((3, 101, 33),) * 2, ((3, 101, 33),) * 2, lengths=(101, 60, 7)),
@@ -109,7 +112,7 @@ def run(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
     padding = (lengths, case.students[0][1 if case.kind == "compress" else 2])
     if case.kind == "compress":
         maps = [torch.rand(shape, dtype=getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers)]
-        yield from _compress(maps, len(case.students), padding, {})
+        yield from _compress(maps, len(case.students), padding, {}, case.per_frame)
         return
     features = [_feature(shape, case) for shape in (*case.students, *case.teachers)]
     made = {}
@@ -135,12 +138,15 @@ def run(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
     yield "tap_backward", tap_backward
 
 
-def _compress(maps: list[Tensor], n: int, padding: tuple, made: dict) -> Iterator[tuple[str, Callable[[], int]]]:
+def _compress(
+    maps: list[Tensor], n: int, padding: tuple, made: dict, per_frame: bool = False
+) -> Iterator[tuple[str, Callable[[], int]]]:
     students, teachers = maps[:n], maps[n:]
     grid = common_grid(maps, None)
 
     def forward() -> int:
-        made["results"] = _kernel("compress_forward")(students, teachers, None, None, grid, False, 0.1, *padding, True)
+        options = (None, None, grid, per_frame, 0.1)
+        made["results"] = _kernel("compress_forward")(students, teachers, *options, *padding, True)
         return compulsory.compress_forward(maps, made["results"], *padding)
 
     def backward() -> int:

@@ -113,6 +113,24 @@ def test_scores_far_apart_make_the_attention_a_choice(backend):
     assert all(grad.isfinite().all() for grad in grads)
 
 
+@pytest.mark.parametrize("bad", ["nan student", "inf student", "nan teacher", "nan score"])
+def test_what_is_not_finite_makes_no_perfect_loss(backend, bad):
+    students, teachers = ([x.detach().clone() for x in maps] for maps in attention_maps(cases.DOWN, torch.float32))
+    scores = torch.zeros(cases.DOWN.pairs)
+    if "score" in bad:
+        scores[1, 0, 0] = float("nan")
+    else:
+        (students if "student" in bad else teachers)[0][1, 0, 0] = float(bad.split()[0])
+    distances, _ = compress(students, teachers, scores=scores)
+    assert not distances[1, 0].isfinite() and distances[0].isfinite().all() and distances[2].isfinite().all()
+
+
+@pytest.mark.skipif(not cases.EMULATED, reason="the limit is that of the CUDA kernels")
+def test_too_many_maps_is_a_clear_error(backend):
+    with pytest.raises(ValueError, match="at most 90 .* got 91"):
+        compress([torch.ones(1, 2, 2)], [torch.ones(1, 2, 2)] * 90)
+
+
 def test_attention_is_differentiable_by_the_scores_alone(backend):
     students, teachers = attention_maps(cases.DOWN, torch.float64)
     assert not compress(students, teachers)[1].requires_grad

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,6 +46,31 @@ def test_every_architecture_that_was_asked_for_is_there():
     asked = extension.build_info()["CUDA kernels"].removeprefix("for ").split()
     assert embedded("elf") == {name.removesuffix("+PTX").replace(".", "") for name in asked}
     assert embedded("ptx") == {name.removesuffix("+PTX").replace(".", "") for name in asked if name.endswith("+PTX")}
+
+
+@pytest.mark.parametrize(
+    "built, runs, fails",
+    [
+        ("8.0 9.0 10.0 12.0+PTX", ["8.0", "8.6", "9.0", "10.3", "12.0", "13.1"], ["7.5", "11.0"]),
+        ("9.0", ["9.0"], ["8.0", "8.9", "10.0"]),
+        ("8.6+PTX", ["8.6", "8.9", "9.0", "12.0"], ["8.0", "7.0"]),
+    ],
+)
+def test_which_gpus_the_code_runs_on(built, runs, fails):
+    def outcome(capabilities):
+        return {backends.runs_on(built, *map(int, capability.split("."))) for capability in capabilities}
+
+    assert outcome(runs) == {True} and outcome(fails) == {False}
+
+
+@with_cuda
+def test_a_gpu_without_code_is_left_to_triton(monkeypatch):
+    old = SimpleNamespace(name="old GPU", major=7, minor=5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: old)
+    assert {backends.choose(op, "cuda") for op in backends.ops()} == {"triton"}
+    assert "old GPU has 7.5" in backends.why_not("tap_forward", "cuda", "cuda")
 
 
 @with_cuda

@@ -53,9 +53,17 @@ def test_backward_reads_twice_and_writes():
     assert predict.fewest_bytes("tap_backward", "bfloat16", SIZE) == 3 * students + maps
 
 
+def test_double_arithmetic_of_compress():
+    cells, products = 8 * 200 * 64, 3 * 7 + 21
+    cycles = cells * ((2 * products + 9) / 2 + (products + 21) / 2)
+    one = predict.predict(row(op="compress_forward"), "RTX4090", [], "float32", SIZE)
+    assert one.double == pytest.approx(cycles / (128 * 2.52e9)) and one.bound == "double"
+    assert predict.predict(row(), "RTX4090", [], "float32", SIZE).double == 0
+
+
 def test_every_time_is_called_predicted():
     one = predict.predict(row(), "A100", [kernel(10)], "float32", SIZE)
     header = predict.table([one]).splitlines()[0]
-    assert header.count("predicted") == 4
+    assert header.count("predicted") == 5
     assert "assumed launch us" in header
     assert "predicted" in predict.steps([one])

@@ -7,7 +7,7 @@ import plain
 import pytest
 import torch
 
-from abckd_kernels import tap, tap_all
+from abckd_kernels import tap, tap_all, use_backend
 
 SHAPES = ((2, 3, 7), (2, 4, 5, 6), (1, 17, 3, 35), (2, 1, 1, 1), (3, 1, 9), (1, 64, 2, 2), (2, 5, 1, 70))
 
@@ -129,6 +129,36 @@ def test_upstream_gradients_of_stride_zero(backend, dtype):
         upstream = [share(torch.tensor(0.5, dtype=y.dtype).expand(y.shape)) for y in tapped]
         gradients += torch.autograd.grad(tapped, x, upstream)
     assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+def test_more_layers_than_one_launch_takes(backend, batch):
+    features = [cases.feature((batch, 2 + index % 3, 3, 4), seed=index).requires_grad_() for index in range(70)]
+    passed, maps, means = tap_all(features)
+    grads = torch.autograd.grad(
+        [*passed, *maps, *means], features, [torch.ones_like(x) for x in (*passed, *maps, *means)]
+    )
+    for index in (0, 31, 32, 69):
+        alone = tap(features[index])
+        assert torch.equal(maps[index], alone.map) and torch.equal(means[index], alone.mean)
+        (expected,) = torch.autograd.grad(alone, features[index], [torch.ones_like(x) for x in alone])
+        assert torch.equal(grads[index], expected)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_reaches_the_map(backend, bad, power):
+    x = cases.feature((2, 3, 4, 5))
+    x[0, 1, 2, 3] = bad
+    x.requires_grad_()
+    tapped = tap(x, power=power)
+    finite = torch.ones(2, 4, 5, dtype=torch.bool)
+    finite[0, 2, 3] = False
+    assert torch.equal(tapped.map.isfinite(), finite)
+    (grad,) = torch.autograd.grad(tapped.map.sum(), x)
+    with use_backend("reference"):
+        (expected,) = torch.autograd.grad(tap(x, power=power).map.sum(), x)
+    torch.testing.assert_close(grad, expected, equal_nan=True)
 
 
 def test_second_backward_is_like_the_first(backend):

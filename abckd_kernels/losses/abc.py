@@ -69,6 +69,7 @@ def abc_loss(
     teacher_features = [x.detach() for x in teacher_features]
     features = [*student_features, *teacher_features]
     padded_length = max(x.shape[2] for x in features) if padded_length is None else padded_length
+    lengths = shapes.check_lengths(lengths, features[0].shape[0], features[0].device)  # once for all ops
     _, maps, _ = tap_all(features, power=power, means=False, lengths=lengths, padded_length=padded_length)
     return _compressed(
         maps[:n],
@@ -130,8 +131,7 @@ class ABCLoss(nn.Module):
         self.options = {"temperature": temperature, "grid": grid, "normalize": normalize}
         self.tap_options = {"power": check_power(power), "means": scores == "learned"}
         pairs = (len(student_channels), len(teacher_channels))
-        _check_weights(weights, pairs[0])
-        self.weights = weights
+        self.register_buffer("weights", _check_weights(weights, pairs[0]), persistent=False)
         self.register_buffer("mask", check_mask(mask, pairs), persistent=False)
         if scores == "learned":
             self.queries = nn.ModuleList(nn.Linear(count, dim, bias=False) for count in student_channels)
@@ -153,6 +153,7 @@ class ABCLoss(nn.Module):
         n = len(student_features)
         features = [*student_features, *(x.detach() for x in teacher_features)]
         padded_length = max(x.shape[2] for x in features) if padded_length is None else padded_length
+        lengths = shapes.check_lengths(lengths, features[0].shape[0], features[0].device)  # once for all ops
         _, maps, means = tap_all(features, **self.tap_options, lengths=lengths, padded_length=padded_length)
         student, teacher = (maps[:n], means[:n]), (maps[n:], means[n:])
         return self.from_taps(

@@ -15,7 +15,8 @@ constexpr int64_t kChunkCells = 512;
 
 static_assert(sizeof(CompressTable) + 64 <= kParameterBytes && sizeof(CompressBackwardTable) + 64 <= kParameterBytes);
 
-// How the sums over a sample's cells are split, and where the parts of the workspace begin (in doubles).
+// How the sums over a sample's cells are split, and where the parts of the workspace begin (in doubles, though inverse norms
+// are of the maps' type).
 struct Plan {
   int layers, products;
   int64_t cells, tile, chunk, chunks;
@@ -42,7 +43,7 @@ template <typename A>
 cudaError_t forward(const CompressArguments& a, const CompressTable& table, cudaStream_t stream) {
   const Plan plan(a);
   double* const partial = static_cast<double*>(a.workspace);
-  double* const inverse_norms = a.per_frame ? partial + plan.inverse_norms : nullptr;
+  A* const inverse_norms = a.per_frame ? reinterpret_cast<A*>(partial + plan.inverse_norms) : nullptr;
   double* const factors = a.map_grads == nullptr ? nullptr : partial + plan.factors;
   const int64_t row_blocks = divided(a.batch * a.grid_frames, kCompressWarps);
   const int64_t norm_blocks = divided(a.batch * plan.layers * a.grid_frames, kCompressWarps);
@@ -61,8 +62,8 @@ cudaError_t forward(const CompressArguments& a, const CompressTable& table, cuda
   const AttentionArguments attention{table.students, table.teachers, plan.chunks, a.grid_frames, a.padding, a.per_frame,
                                      a.temperature, partial, a.scores, a.mask, a.distances, a.attention, a.attention_grads,
                                      factors};
-  const size_t similarities = (plan.products + kCompressWarps * 2 * a.teachers) * sizeof(double);
-  ABCKD_LAUNCH((compress_attention_kernel<A>), a.batch, kCompressThreads, similarities, stream, attention);
+  const size_t shared_bytes = (plan.products + plan.layers + kCompressWarps * 2 * a.teachers) * sizeof(double);
+  ABCKD_LAUNCH((compress_attention_kernel<A>), a.batch, kCompressThreads, shared_bytes, stream, attention);
   if ((status = cudaGetLastError()) != cudaSuccess || factors == nullptr) return status;
   A* const map_grads = static_cast<A*>(a.map_grads);
   if (a.per_frame) {
@@ -114,7 +115,7 @@ cudaError_t compress_forward(const CompressArguments& a, cudaStream_t stream) {
 
 cudaError_t compress_backward(const CompressBackwardArguments& a, cudaStream_t stream) {
   if (a.students > kMostMaps) return cudaErrorInvalidValue;
-  if (a.batch == 0) return cudaSuccess;
+  if (a.batch == 0 || a.students == 0) return cudaSuccess;
   const bool vector = samples_are_aligned(a.grid_frames, a.grid_bands, a.is_double) && is_aligned(a.map_grads);
   const CompressBackwardTable table{static_cast<int>(a.students), vector, a.grid_frames, a.grid_bands, a.padding, {}};
   return a.is_double ? backward<double>(a, table, stream) : backward<float>(a, table, stream);

@@ -41,14 +41,24 @@ struct Lanes {
 
 Lanes forward_lanes(const TapLayer& layer, Dtype dtype) { return {layer, dtype, rows_are_aligned(layer, dtype, {layer.x})}; }
 
-int64_t forward_tiles(const TapLayer& layer, Dtype dtype) {
-  if (layer.channels_last) return divided(positions_of(layer), rows_of_warp(element_bytes(dtype)));
-  return divided(positions_of(layer), forward_lanes(layer, dtype).stretch);
+// Positions of a warp in tap_rows_kernel: fewer where the feature would leave a large GPU idle. With means not too few, because
+// a tile's channel sums are written and read once more: at most 3 % of what it reads.
+int forward_rows(const TapArguments& a, const TapLayer& layer) {
+  constexpr int64_t kEnoughTiles = 1024;
+  const bool half = element_bytes(a.dtype) == 2;
+  const int least = layer.mean == nullptr ? 32 : half ? 128 : 64;
+  int rows = half ? kMostRows : kMostRows / 2;
+  while (rows > least && a.batch * divided(positions_of(layer), rows) < kEnoughTiles) rows /= 2;
+  return rows;
+}
+
+int64_t forward_tiles(const TapArguments& a, const TapLayer& layer) {
+  return divided(positions_of(layer), layer.channels_last ? forward_rows(a, layer) : forward_lanes(layer, a.dtype).stretch);
 }
 
 int64_t partial_bytes(const TapArguments& a, const TapLayer& layer) {
   if (layer.mean == nullptr) return 0;
-  return divided(a.batch * forward_tiles(layer, a.dtype) * layer.channels * sum_bytes(a.dtype), 16) * 16;
+  return divided(a.batch * forward_tiles(a, layer) * layer.channels * sum_bytes(a.dtype), 16) * 16;
 }
 
 // Calls launch(element) with a value of the dtype's type.
@@ -103,9 +113,9 @@ cudaError_t forward_of_kind(const TapArguments& a, const TapLayer* layers, int64
     const TapLayer& layer = layers[l];
     if (layer.channels_last == channels_last && (layer.mean != nullptr) == means) {
       const Lanes lanes = forward_lanes(layer, a.dtype);
-      const int64_t tiles = forward_tiles(layer, a.dtype);
+      const int64_t tiles = forward_tiles(a, layer);
       table.layer[table.layers++] = {layer.x, layer.map, partial, layer.mean, layer.channels, layer.frames, layer.bands, tiles,
-                                     blocks, mean_blocks, lanes.width, lanes.vector};
+                                     blocks, mean_blocks, lanes.width, forward_rows(a, layer), lanes.vector};
       blocks += channels_last ? divided(a.batch * tiles, kWarps) : a.batch * tiles;
       mean_blocks += a.batch * divided(layer.channels, kWarp);
       if (table.layers == kTapLayers) {
@@ -163,6 +173,7 @@ int64_t tap_forward_workspace(const TapArguments& a, const TapLayer* layers, int
 }
 
 cudaError_t tap_forward(const TapArguments& a, const TapLayer* layers, int64_t count, cudaStream_t stream) {
+  if (a.batch == 0) return cudaSuccess;
   for (const bool channels_last : {false, true}) {
     for (const bool means : {false, true}) {
       const cudaError_t status = forward_of_kind(a, layers, count, channels_last, means, stream);
@@ -173,6 +184,7 @@ cudaError_t tap_forward(const TapArguments& a, const TapLayer* layers, int64_t c
 }
 
 cudaError_t tap_backward(const TapArguments& a, const TapBackwardLayer* layers, int64_t count, cudaStream_t stream) {
+  if (a.batch == 0) return cudaSuccess;
   for (const bool channels_last : {false, true}) {
     const cudaError_t status = backward_of_kind(a, layers, count, channels_last, stream);
     if (status != cudaSuccess) return status;

@@ -12,6 +12,7 @@ using namespace abckd;
 cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 
 constexpr Launchers kCuda{
+    kMostMaps,
     cuda::tap_forward_workspace,
     [](const TapArguments& a, const TapLayer* layers, int64_t count) {
       C10_CUDA_CHECK(cuda::tap_forward(a, layers, count, stream()));
@@ -19,12 +20,7 @@ constexpr Launchers kCuda{
     [](const TapArguments& a, const TapBackwardLayer* layers, int64_t count) {
       C10_CUDA_CHECK(cuda::tap_backward(a, layers, count, stream()));
     },
-    [](const CompressArguments& a) -> int64_t {
-      TORCH_CHECK_VALUE(a.students + a.teachers <= kMostMaps, "compress on CUDA takes at most ", kMostMaps,
-                        " student and teacher maps together, got ", a.students + a.teachers,
-                        "; use_backend(\"triton\") has no such limit");
-      return cuda::compress_forward_workspace(a);
-    },
+    cuda::compress_forward_workspace,
     [](const CompressArguments& a) { C10_CUDA_CHECK(cuda::compress_forward(a, stream())); },
     [](const CompressBackwardArguments& a) { C10_CUDA_CHECK(cuda::compress_backward(a, stream())); },
 };

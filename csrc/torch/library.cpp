@@ -19,6 +19,7 @@ cpu::Threads torch_threads() {
 
 // CPU kernels have their scratch memory on their threads' heaps.
 constexpr Launchers kCpu{
+    0,
     [](const TapArguments&, const TapLayer*, int64_t) -> int64_t { return 0; },
     [](const TapArguments& a, const TapLayer* layers, int64_t count) {
       cpu::kernels().tap_forward(a, layers, count, torch_threads());

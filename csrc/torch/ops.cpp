@@ -107,6 +107,12 @@ void launch_by_dtype(const std::vector<Tensor>& features, const std::vector<Laye
   }
 }
 
+void check_count(int64_t maps, const Launchers& launchers) {
+  TORCH_CHECK_VALUE(launchers.most_maps == 0 || maps <= launchers.most_maps, "maps: compress takes at most ",
+                    launchers.most_maps, " student and teacher maps together on this device, got ", maps,
+                    "; use_backend(\"triton\") has no such limit");
+}
+
 std::vector<Tensor> check_maps(at::TensorList maps, const Tensor& like) {
   std::vector<Tensor> result;
   for (const Tensor& map : maps) {
@@ -202,6 +208,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> compress_forward(const Launchers& lau
   constexpr int64_t kMostCells = int64_t{1} << 31;
   TORCH_CHECK_VALUE(grid.size() == 2 && grid[0] > 0 && grid[1] > 0 && grid[0] < kMostCells / grid[1],
                     "grid: expected two positive sizes with a product below 2^31, got ", grid);
+  check_count(student_maps.size() + teacher_maps.size(), launchers);
   const Tensor& like = student_maps[0];
   const OnDeviceOf current(like);
   TORCH_CHECK_TYPE(like.scalar_type() == at::kFloat || like.scalar_type() == at::kDouble,
@@ -265,6 +272,7 @@ std::vector<Tensor> compress_backward(const Launchers& launchers, const Tensor& 
   TORCH_CHECK_TYPE(map_grads.scalar_type() == at::kFloat || map_grads.scalar_type() == at::kDouble,
                    "map_grads: expected float32 or float64, got ", map_grads.scalar_type());
   const int64_t batch = map_grads.size(0), n = map_grads.size(1);
+  check_count(n, launchers);
   check_shape("distance_grads", distance_grads, {batch, n});
   check_device("distance_grads", distance_grads, map_grads.device());
   TORCH_CHECK_VALUE(map_grads.size(2) > 0 && map_grads.size(3) > 0 && static_cast<int64_t>(sizes.size()) == 2 * n &&

@@ -18,6 +18,7 @@ using MaybeTensor = std::optional<Tensor>;
 
 // What runs on a device; pointers are of that device, which is the current one during the call.
 struct Launchers {
+  int64_t most_maps;  // that compress takes, of both networks together; 0: no limit
   int64_t (*tap_forward_workspace)(const TapArguments&, const TapLayer*, int64_t layers);  // bytes
   void (*tap_forward)(const TapArguments&, const TapLayer*, int64_t layers);
   void (*tap_backward)(const TapArguments&, const TapBackwardLayer*, int64_t layers);

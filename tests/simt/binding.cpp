@@ -86,7 +86,9 @@ void compress_backward(const CompressBackwardArguments& a) {
 }
 
 constexpr Launchers kEmulated{
-    cuda::tap_forward_workspace, tap_forward, tap_backward, cuda::compress_forward_workspace, compress_forward, compress_backward,
+    kMostMaps,        cuda::tap_forward_workspace,      tap_forward,
+    tap_backward,     cuda::compress_forward_workspace, compress_forward,
+    compress_backward,
 };
 
 }  // namespace

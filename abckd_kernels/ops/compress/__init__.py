@@ -10,11 +10,12 @@ For n student maps and m teacher maps of any resolution, pooled to `grid` by the
     c_i      = sum_j alpha_ij a_j
     d_i      = ||a_i - c_i||^2                  per frame: the mean over valid frames; in [0, 2]
 
-Everything is float32, or float64 if any map is. Distances are summed from differences, never from a Gram matrix:
-where a student has learned its teacher, the difference of two large dot products has no digits left.
+Everything is float32, or float64 if any map is. Distances are summed from differences (cpu, triton, reference) or from
+inner products in float64 (cuda): where a student has learned its teacher, the difference of two large float32 products
+would have no digits left. On cuda a distance below 1e-15 is noise, also for float64 maps.
 
-Ranges: float32 squares its maps twice, so that features must stay below about 1e8 in size, and below 1e-6 the norm of
-their energies reaches the 1e-12 of the definition.
+Ranges: float32 squares its maps twice (cuda does that in float64), so that features must stay below about 1e8 in size,
+and below 1e-6 the norm of their energies reaches the 1e-12 of the definition.
 
 Forward also computes the derivative of each d_i (d_i depends on map i only), so that backward needs no map again:
 what is saved is one grid per student layer. Bytes: the maps are 1/C of the features; both passes together move less

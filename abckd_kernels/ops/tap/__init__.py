@@ -79,7 +79,7 @@ def tap_all(
     lengths: Tensor | None = None,
     padded_length: int | None = None,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """As `tap` for several features of one batch: one call, on a GPU one launch per dtype.
+    """As `tap` for several features of one batch: one call, on a GPU a launch per dtype and layout, one more for means.
 
     padded_length defaults to the largest T among the features.
     Returns the lists of features, maps and means (empty if `means` is False).

@@ -169,7 +169,7 @@ def backward_kernel(
         if HAS_MAP:
             x = tl.load(x_ptr + offset, counts, other=0).to(dtype)
             if POWER == 1:
-                x = tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x)).to(dtype)
+                x = tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0)).to(dtype)
             result += x * map_grad[None, :]
         if HAS_MEAN:
             mean_grad_ptr = pick(mean_grad_ptrs, layer_tiles, tile) + b * C

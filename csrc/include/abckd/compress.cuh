@@ -116,7 +116,7 @@ __device__ __forceinline__ void layers_of_product(int p, int students, int teach
 // inverse_norms[b, layer, row] of the rows of the grid; a warp per row.
 template <typename A>
 __global__ void __launch_bounds__(kCompressThreads, kCompressBlocks)
-    compress_norms_kernel(const __grid_constant__ CompressTable table, double* inverse_norms) {
+    compress_norms_kernel(const __grid_constant__ CompressTable table, A* inverse_norms) {
   const int64_t number = int64_t(blockIdx.x) * kCompressWarps + warp_index(), row = number % table.grid_frames;
   const int64_t b = number / table.grid_frames / table.layers();
   const int l = static_cast<int>(number / table.grid_frames % table.layers());
@@ -127,14 +127,14 @@ __global__ void __launch_bounds__(kCompressThreads, kCompressBlocks)
     square += value * value;
   }
   const double norm = sqrt(sum_over_lanes(square));
-  if (lane_index() == 0) inverse_norms[number] = 1 / (norm > kEps ? norm : kEps);
+  if (lane_index() == 0) inverse_norms[number] = A(1 / (norm > kEps ? norm : kEps));
 }
 
 // A block sums over one chunk of a sample's cells, of which it holds `tile` at a time as values [layer][cell of the tile]. Warps
 // share the stretches of a tile first and the products then. Per frame, cells are normalised.
 template <typename A, bool kVector>
 __device__ void compress_products(const CompressTable& table, int64_t chunks, int64_t chunk, int tile,
-                                  const double* inverse_norms, double* partial, A* values) {
+                                  const A* inverse_norms, double* partial, A* values) {
   constexpr int kStretch = kWarp * Stretch<A, kVector>::kCount;
   const int64_t b = blockIdx.x / chunks, begin = blockIdx.x % chunks * chunk, valid = table.valid_cells(b);
   const int count = products(table.students, table.teachers);
@@ -173,7 +173,7 @@ __device__ void compress_products(const CompressTable& table, int64_t chunks, in
 template <typename A>
 __global__ void __launch_bounds__(kCompressThreads, kCompressBlocks)
     compress_products_kernel(const __grid_constant__ CompressTable table, int64_t chunks, int64_t chunk, int tile,
-                             const double* inverse_norms, double* partial) {
+                             const A* inverse_norms, double* partial) {
   ABCKD_DYNAMIC_SHARED(A, values);
   table.vector ? compress_products<A, true>(table, chunks, chunk, tile, inverse_norms, partial, values)
                : compress_products<A, false>(table, chunks, chunk, tile, inverse_norms, partial, values);
@@ -201,7 +201,8 @@ template <typename A>
 __global__ void __launch_bounds__(kCompressThreads, kCompressBlocks) compress_attention_kernel(const AttentionArguments a) {
   ABCKD_DYNAMIC_SHARED(double, similarities);
   const int n = a.students, m = a.teachers, count = products(n, m), lane = lane_index();
-  double* const alpha = similarities + count + warp_index() * 2 * m;
+  double* const inverse_norms = similarities + count;
+  double* const alpha = inverse_norms + n + m + warp_index() * 2 * m;
   double* const alpha_grads = alpha + m;
   const int64_t b = blockIdx.x;
   const int64_t rows = a.padding.lengths == nullptr
@@ -214,14 +215,16 @@ __global__ void __launch_bounds__(kCompressThreads, kCompressBlocks) compress_at
     similarities[p] = sum / groups;
   }
   __syncthreads();
-  const auto inverse_norm = [&](int product) {  // per frame, products are of normalised maps already
+  for (int l = threadIdx.x; l < n + m; l += kCompressThreads) {  // per frame, products are of normalised maps already
+    const int product = l < n ? product_of_student(l, m, m) : product_of_teachers(l - n, l - n, n, m);
     const double norm = sqrt(similarities[product]);
-    return a.per_frame ? 1.0 : 1 / (norm > kEps ? norm : kEps);
-  };
-  const auto of_teacher = [&](int j) { return inverse_norm(product_of_teachers(j, j, n, m)); };
+    inverse_norms[l] = a.per_frame ? 1.0 : 1 / (norm > kEps ? norm : kEps);
+  }
+  __syncthreads();
+  const auto of_teacher = [&](int j) { return inverse_norms[n + j]; };
 
   for (int i = warp_index(); i < n; i += kCompressWarps) {
-    const double of_student = inverse_norm(product_of_student(i, m, m));
+    const double of_student = inverse_norms[i];
     const auto similarity = [&](int j) { return similarities[product_of_student(i, j, m)] * of_student * of_teacher(j); };
     const int64_t pair = (b * n + i) * m;
 
@@ -255,7 +258,7 @@ __global__ void __launch_bounds__(kCompressThreads, kCompressBlocks) compress_at
     with_itself = sum_over_lanes(with_itself);
     const double own = similarities[product_of_student(i, m, m)] * of_student * of_student;  // 1, or 0 for a map of zeros
     const double distance = own - 2 * with_student + with_itself;
-    if (lane == 0) static_cast<A*>(a.distances)[b * n + i] = A(distance > 0 ? distance : 0);
+    if (lane == 0) static_cast<A*>(a.distances)[b * n + i] = A(distance < 0 ? 0 : distance);  // NaN stays NaN
     if (a.factors == nullptr) continue;
 
     double mean_grad = 0, along = 2 * own;  // along: <gradient with respect to a_i, a_i>
@@ -321,39 +324,55 @@ __global__ void __launch_bounds__(kCompressThreads, kCompressBlocks)
                : compress_gradients<A, false>(table, blocks, factors, map_grads);
 }
 
-// The same where rows are normalised: a warp per row of a sample. It writes the gradient with respect to a_i while it sums
-// <gradient, a_i>, and then takes the part along a_i away.
+// The same where rows are normalised: a warp per row of a sample. It goes over the row twice: first for the part of the gradient
+// with respect to a_i that lies along a_i, which the normalisation takes away; then for the gradient.
 template <typename A>
 __global__ void __launch_bounds__(kCompressThreads, kCompressBlocks)
-    compress_frame_gradients_kernel(const __grid_constant__ CompressTable table, const double* inverse_norms,
+    compress_frame_gradients_kernel(const __grid_constant__ CompressTable table, const A* inverse_norms,
                                     const double* factors, A* map_grads) {
   const int n = table.students, m = table.teachers;
   const int64_t number = int64_t(blockIdx.x) * kCompressWarps + warp_index(), b = number / table.grid_frames;
   const int64_t row = number % table.grid_frames, cell = row * table.grid_bands;
   if (b >= table.batch) return;
   const bool counts = row < table.valid_rows(b, table.grid_frames);
-  const auto inverse_norm = [&](int l) { return inverse_norms[(b * table.layers() + l) * table.grid_frames + row]; };
-  for (int i = 0; i < n; ++i) {
-    A* grads = map_grads + (b * n + i) * table.cells() + cell;
-    const double* of_student = factors + (b * n + i) * (m + 1);
-    const double inverse = counts ? inverse_norm(i) : 0;
-    double along = 0;
-    for (int64_t column = lane_index(); column < table.grid_bands; column += kWarp) {
-      double grad = 0;
-      if (counts) {
-        const double own = table.cell<A>(i, b, cell + column) * inverse;
-        grad = of_student[m] * own;
-        for (int j = 0; j < m; ++j) grad += of_student[j] * (table.cell<A>(n + j, b, cell + column) * inverse_norm(n + j));
-        along += grad * own;
+  const auto inverse_norm = [&](int l) { return double(inverse_norms[(b * table.layers() + l) * table.grid_frames + row]); };
+  for (int first = 0; first < n; first += kStudentsAtOnce) {
+    const double* of_sample = factors + (b * n + first) * (m + 1);
+    // The gradients with respect to the normalised maps of these students in a column, and the maps' values.
+    const auto column_of = [&](int64_t column, double (&grads)[kStudentsAtOnce], double (&values)[kStudentsAtOnce]) {
+#pragma unroll
+      for (int s = 0; s < kStudentsAtOnce; ++s) {
+        values[s] = first + s < n ? table.cell<A>(first + s, b, cell + column) * inverse_norm(first + s) : 0;
+        grads[s] = first + s < n ? of_sample[s * (m + 1) + m] * values[s] : 0;
       }
-      grads[column] = A(grad);
+      for (int j = 0; j < m; ++j) {
+        const double teacher = table.cell<A>(n + j, b, cell + column) * inverse_norm(n + j);
+#pragma unroll
+        for (int s = 0; s < kStudentsAtOnce; ++s) {
+          if (first + s < n) grads[s] += of_sample[s * (m + 1) + j] * teacher;
+        }
+      }
+    };
+    double grads[kStudentsAtOnce], values[kStudentsAtOnce], along[kStudentsAtOnce] = {};
+    for (int64_t column = lane_index(); counts && column < table.grid_bands; column += kWarp) {
+      column_of(column, grads, values);
+#pragma unroll
+      for (int s = 0; s < kStudentsAtOnce; ++s) along[s] += grads[s] * values[s];
     }
-    along = sum_over_lanes(along);
-    if (!counts) continue;
-    if (inverse * kEps >= 1) along = 0;  // where the norm is below eps it counts as a constant
+    double inverse[kStudentsAtOnce];
+#pragma unroll
+    for (int s = 0; s < kStudentsAtOnce; ++s) {
+      inverse[s] = counts && first + s < n ? inverse_norm(first + s) : 0;
+      along[s] = sum_over_lanes(along[s]);
+      if (inverse[s] >= double(A(1 / kEps))) along[s] = 0;  // where the norm is below eps it counts as a constant
+    }
     for (int64_t column = lane_index(); column < table.grid_bands; column += kWarp) {
-      const double own = table.cell<A>(i, b, cell + column) * inverse;
-      grads[column] = A((grads[column] - own * along) * inverse);
+      if (counts) column_of(column, grads, values);
+#pragma unroll
+      for (int s = 0; s < kStudentsAtOnce; ++s) {
+        const double grad = counts ? (grads[s] - values[s] * along[s]) * inverse[s] : 0;
+        if (first + s < n) map_grads[(b * n + first + s) * table.cells() + cell + column] = A(grad);
+      }
     }
   }
 }

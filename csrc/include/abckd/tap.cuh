@@ -19,11 +19,9 @@ constexpr int kTapLayers = 32;     // in one launch: what fits into 4 KB of para
 constexpr int kWarps = 4;          // per block
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kBlocks = 4;        // per multiprocessor, at least: 16 warps with 4 KB in flight each; caps registers at 128
+constexpr int kMostRows = 256;     // positions of a warp in tap_rows_kernel, at most
 constexpr int kBackwardRows = 32;  // rows of a warp's tile in tap_backward_kernel: one for each lane
 constexpr int kMeanWarps = 8;      // per block of tap_mean_kernel
-
-// Positions of a warp in tap_rows_kernel: its channel sums, written and read once more, stay below 2 % of what it reads.
-__host__ __device__ constexpr int rows_of_warp(int64_t element_bytes) { return element_bytes == 2 ? 256 : 128; }
 
 // A layer as the forward kernels see it.
 struct TapForward {
@@ -36,6 +34,7 @@ struct TapForward {
   int64_t first_block;  // of this layer in the launch; each layer has batch * tiles of them
   int64_t first_mean_block;
   int width;            // lanes that share a row: 8, 16 or 32
+  int rows;             // positions of a warp's tile in tap_rows_kernel
   bool vector;          // rows are aligned to 16 bytes
 };
 
@@ -86,10 +85,10 @@ __device__ __forceinline__ A energy(A x, int power) {
   return power == 2 ? x * x : (x < 0 ? -x : x);
 }
 
-// d energy / dx, over the power; NaN stays NaN.
+// d energy / dx, over the power.
 template <typename A>
 __device__ __forceinline__ A half_slope(A x, int power) {
-  return power == 2 ? x : (x > 0 ? A(1) : (x < 0 ? A(-1) : x));
+  return power == 2 ? x : A((x > 0) - (x < 0));
 }
 
 // ---------------------------------------------------------------------------------------------- forward, [channel][position]
@@ -159,22 +158,21 @@ __global__ void __launch_bounds__(kThreads, kBlocks) tap_planes_kernel(const __g
 
 // ---------------------------------------------------------------------------------------------- forward, [position][channel]
 
-// A warp owns rows_of_warp positions and walks through the channels in stretches of 16 bytes * width (one stretch, as long as that
+// A warp owns layer.rows positions and walks through the channels in stretches of 16 bytes * width (one stretch, as long as that
 // holds all channels). Reads each element once, writes 1/C maps and, with means, one sum per channel and warp.
 template <typename E, bool kMeans, bool kVector>
 __device__ void tap_rows(const TapTable<TapForward>& table, const TapForward& layer) {
   using A = Accumulator<E>;
   constexpr int kCount = Stretch<E, kVector>::kCount;
-  constexpr int kRowsTile = rows_of_warp(sizeof(E));
   const int lane = lane_index(), width = layer.width, at_once = kWarp / width;
   // Blocks hold kWarps tiles; a tile behind the last one has no samples' rows and does nothing.
   const int64_t number = (blockIdx.x - layer.first_block) * kWarps + warp_index();
   const int64_t tile = number % layer.tiles, b = number / layer.tiles;
-  ABCKD_SHARED(A, by_warp, kWarps * kRowsTile);
+  ABCKD_SHARED(A, by_warp, kWarps * kMostRows);
   if (b >= table.batch) return;
-  A* energies = by_warp + warp_index() * kRowsTile;
-  const int64_t positions = layer.frames * layer.bands, valid = table.valid_positions(layer, b), begin = tile * kRowsTile;
-  const int rows = static_cast<int>(valid - begin < kRowsTile ? (valid > begin ? valid - begin : 0) : kRowsTile);
+  A* energies = by_warp + warp_index() * kMostRows;
+  const int64_t positions = layer.frames * layer.bands, valid = table.valid_positions(layer, b), begin = tile * layer.rows;
+  const int rows = static_cast<int>(valid - begin < layer.rows ? (valid > begin ? valid - begin : 0) : layer.rows);
   const E* x = static_cast<const E*>(layer.x) + (b * positions + begin + lane / width) * layer.channels;
   const int64_t step = at_once * layer.channels;
 
@@ -213,7 +211,7 @@ __device__ void tap_rows(const TapTable<TapForward>& table, const TapForward& la
 
   __syncwarp();
   A* map = static_cast<A*>(layer.map) + b * positions + begin;
-  for (int row = lane; row < kRowsTile && begin + row < positions; row += kWarp) {
+  for (int row = lane; row < layer.rows && begin + row < positions; row += kWarp) {
     map[row] = row < rows ? energies[row] / A(layer.channels) : A(0);
   }
 }
