@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..ops import compress, shapes, tap_all
 from ..ops.compress import check_mask
 from ..ops.tap import check_power
+from .checks import check_choice, check_weights
 
 SCORES = ("learned", "similarity", "uniform")
 
@@ -124,14 +125,14 @@ class ABCLoss(nn.Module):
             raise ValueError(f"dim: expected a positive whole number, got {dim!r}")
         if not temperature > 0:
             raise ValueError(f"temperature: expected a positive number, got {temperature!r}")
-        _check_choice("scores", scores, SCORES)
-        _check_choice("normalize", normalize, ("sample", "frame"))
+        check_choice("scores", scores, SCORES)
+        check_choice("normalize", normalize, ("sample", "frame"))
         self.student_channels, self.teacher_channels = list(student_channels), list(teacher_channels)
         self.scores = scores
         self.options = {"temperature": temperature, "grid": grid, "normalize": normalize}
         self.tap_options = {"power": check_power(power), "means": scores == "learned"}
         pairs = (len(student_channels), len(teacher_channels))
-        self.register_buffer("weights", _check_weights(weights, pairs[0]), persistent=False)
+        self.register_buffer("weights", check_weights(weights, pairs[0]), persistent=False)
         self.register_buffer("mask", check_mask(mask, pairs), persistent=False)
         if scores == "learned":
             self.queries = nn.ModuleList(nn.Linear(count, dim, bias=False) for count in student_channels)
@@ -218,8 +219,8 @@ def _compressed(
     student_maps, teacher_maps, *, scores, temperature, grid, normalize, lengths, padded_length, weights, mask,
     reduction, return_attention,
 ):  # fmt: skip
-    _check_choice("normalize", normalize, ("sample", "frame"))
-    _check_choice("reduction", reduction, ("mean", "sum", "none"))
+    check_choice("normalize", normalize, ("sample", "frame"))
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
     batch, n, m = student_maps[0].shape[0], len(student_maps), len(teacher_maps)
     if isinstance(scores, str):
         if scores not in ("similarity", "uniform"):
@@ -237,7 +238,7 @@ def _compressed(
         lengths=lengths,
         padded_length=padded_length,
     )
-    weights = _check_weights(weights, n)
+    weights = check_weights(weights, n)
     per_sample = distances.mean(1) if weights is None else (distances * weights.to(distances)).sum(1)
     loss = per_sample if reduction == "none" else per_sample.sum()
     if reduction == "mean":
@@ -247,24 +248,6 @@ def _compressed(
 
 def _is_count(value) -> bool:
     return isinstance(value, int) and value > 0
-
-
-def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{argument}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def _check_weights(weights, n: int) -> Tensor | None:
-    if weights is None:
-        return None
-    if not isinstance(weights, Tensor):
-        try:
-            weights = torch.tensor(weights, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"weights: expected {n} numbers, one per student layer, got {weights!r}") from error
-    if weights.shape != (n,):
-        raise ValueError(f"weights: expected {n} numbers, one per student layer, got shape {tuple(weights.shape)}")
-    return weights
 
 
 def _check_pair(student_features, teacher_features) -> None:

@@ -1,0 +1,408 @@
+"""Losses on the B x B relations between the samples of a batch: SP, PKT, HKD, RKD, IRG, CC.
+
+All take features of any shape (B, C, *spatial), flattened to one row per sample, or vectors (B, D); student and
+teacher may differ in everything but the batch. They need one Gram matrix of each feature (`gram.py`; HKD needs two):
+forward reads S and T once, backward reads S once more and writes its gradient. With `group` the batch is that of all
+processes of the group (`features.gather`).
+
+Every function takes, beside its own options,
+
+student_features   a feature or a list of n, float32, float64, bfloat16 or float16.
+teacher_features   as many; detached.
+lengths            (B,) integers: valid frames; later ones are zero for all that follows.
+padded_length      the frames to which lengths refer; default: T of the feature with most.
+weights            n numbers; default 1/n.
+group              a torch.distributed process group; None: this process's batch alone.
+
+returns a scalar in float32 (float64 if a feature is), and raises TypeError or ValueError that names the argument.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..checks import check_choice
+from .features import Configured, batch_mean, check_equal, flat, gather, pairs, weighted
+from .gram import cosines, eye, gram, inverse, root, row_divergence, squared_distances, wide
+
+Features = Tensor | Sequence[Tensor]
+CONVENTIONS = ("paper", "published")
+ANGLES = 2**21  # angles computed at once; more are taken in blocks that backward recomputes
+
+
+def _each(
+    loss: Callable[[Tensor, Tensor, int], Tensor], student_features, teacher_features, *, lengths, padded_length,
+    weights, group,
+) -> Tensor:  # fmt: skip
+    """The weighted sum of loss(student row matrix, teacher row matrix, index)."""
+    found, _ = pairs(student_features, teacher_features, lengths, padded_length, vectors=True)
+    losses = []
+    for index, (s, t) in enumerate(found):
+        losses.append(loss(gather(flat(s), group), gather(flat(t), group), index))
+    return weighted(losses, weights, found)
+
+
+def sp_loss(
+    student_features: Features,
+    teacher_features: Features,
+    *,
+    normalize: str = "l2",
+    lengths: Tensor | None = None,
+    padded_length: int | None = None,
+    weights: Sequence[float] | Tensor | None = None,
+    group=None,
+) -> Tensor:
+    """Similarity-preserving distillation (Tung and Mori, ICCV 2019, equation 4); arguments as in this module.
+
+    G = X Xᵀ, R its rows scaled to norm 1, L = ||R_s - R_t||_F^2 / B^2; at least 0, at most 4 / B.
+
+    normalize   "l2": the paper and most code. "l1": rows scaled to sum |.| = 1, as torchdistill's SPKDLoss does.
+
+    The row of a silent sample is zero and has no gradient; published code divides there by 1e-12, which makes gradients
+    of 1e10.
+    """
+    check_choice("normalize", normalize, ("l2", "l1"))
+
+    def rows(x):
+        g = gram(x)
+        norm = root(g.square().sum(1, keepdim=True)) if normalize == "l2" else g.abs().sum(1, keepdim=True)
+        return g * inverse(norm)
+
+    def loss(s, t, _):
+        return (rows(s) - rows(t)).square().sum() / max(len(s), 1) ** 2
+
+    return _each(loss, student_features, teacher_features, lengths=lengths, padded_length=padded_length,
+                 weights=weights, group=group)  # fmt: skip
+
+
+def _divergence(student: Tensor, teacher: Tensor, kind: str, eps: float, convention: str) -> Tensor:
+    """paper: rows without the diagonal, mean over rows. published: with it, mean over all B^2 entries."""
+    size = max(len(student), 1)
+    if convention == "paper":
+        return row_divergence(student, teacher, kind, eps, ~eye(student)).sum() / size
+    return row_divergence(student, teacher, kind, eps).sum() / size**2
+
+
+def pkt_loss(
+    student_features: Features,
+    teacher_features: Features,
+    *,
+    convention: str = "paper",
+    eps: float = 1e-7,
+    lengths: Tensor | None = None,
+    padded_length: int | None = None,
+    weights: Sequence[float] | Tensor | None = None,
+    group=None,
+) -> Tensor:
+    """Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018) with the cosine kernel; arguments as in this
+    module.
+
+    K_ij = (cos(x_i, x_j) + 1) / 2, p_ij = K_ij / sum_k K_ik, L = 1/B sum_i KL(p_i of the teacher || of the student).
+
+    convention   "paper": j and k run over the other samples, mean of the rows' divergences (the paper has their sum).
+                 "published": the sample itself counts, and the mean is over all B^2 entries, as in all code.
+    eps          inside the logarithm; the published convention adds it to the norms, too.
+
+    A silent sample has cosine zero to every sample and no gradient (published code gives it NaN). One sample, and in
+    the paper's convention two, have no relations to compare: zero.
+    """
+    check_choice("convention", convention, CONVENTIONS)
+    added = eps if convention == "published" else 0.0
+
+    def loss(s, t, _):
+        kernels = [(cosines(gram(x), added) + 1) / 2 for x in (s, t)]
+        return _divergence(*kernels, "kl", eps, convention)
+
+    return _each(loss, student_features, teacher_features, lengths=lengths, padded_length=padded_length,
+                 weights=weights, group=group)  # fmt: skip
+
+
+def hkd_loss(
+    student_features: Features,
+    teacher_features: Features,
+    *,
+    convention: str = "paper",
+    eps: float = 1e-7,
+    lengths: Tensor | None = None,
+    padded_length: int | None = None,
+    weights: Sequence[float] | Tensor | None = None,
+    group=None,
+) -> Tensor:
+    """Heterogeneous distillation by information flow (Passalis, Tzelepi and Tefas, CVPR 2020); arguments as in this
+    module.
+
+    Jeffreys divergence sum_j (q - p)(log q - log p) of row-normalised kernels, as pkt_loss, summed over two kernels:
+    (cos + 1) / 2 and Student's 1 / (1 + d), d the Euclidean distance.
+
+    convention   as in pkt_loss; "published" also adds 1e-6 to norms and to squared distances, as SemCKD's HKDLoss.
+    eps          inside the logarithms; SemCKD has none.
+
+    The paper gives early layers and early epochs more weight: `weights`. (SemCKD's code means to, but gives 100 to the
+    first layer and 1 to each other: weights=[100, 1, 1].)
+    """
+    check_choice("convention", convention, CONVENTIONS)
+    added = 1e-6 if convention == "published" else 0.0
+
+    def loss(s, t, _):
+        angular = [(cosines(gram(x), added) + 1) / 2 for x in (s, t)]
+        heavy = [1 / (1 + root(squared_distances(gram(x, centred=True)) + added)) for x in (s, t)]
+        return sum(_divergence(*kernels, "jeffreys", eps, convention) for kernels in (angular, heavy))
+
+    return _each(loss, student_features, teacher_features, lengths=lengths, padded_length=padded_length,
+                 weights=weights, group=group)  # fmt: skip
+
+
+def rkd_loss(
+    student_features: Features,
+    teacher_features: Features,
+    *,
+    distance_weight: float = 25.0,
+    angle_weight: float = 50.0,
+    squared: bool = False,
+    convention: str = "paper",
+    lengths: Tensor | None = None,
+    padded_length: int | None = None,
+    weights: Sequence[float] | Tensor | None = None,
+    group=None,
+) -> Tensor:
+    """Relational knowledge distillation (Park et al., CVPR 2019, equations 5 to 9); arguments as in this module.
+
+    D_ij = ||x_i - x_j|| / mu, mu its mean over pairs of different samples; psi_ijk = cos of the angle at x_i between
+    x_j and x_k; h = smooth L1 with beta 1. L = distance_weight mean h(D_s - D_t) + angle_weight mean h(psi_s - psi_t).
+
+    squared      D_ij = ||x_i - x_j||^2 / mu, an option of mdistiller.
+    convention   "paper": means over pairs and triples of different samples. "published": over all B^2 and B^3, whose
+                 degenerate members are zero, as in all code.
+
+    All from the centred Gram matrix, (x_j - x_i).(x_k - x_i) = G_jk - G_ij - G_ik + G_ii, never B x B x D. Equal
+    samples have distance zero, angle zero and no gradient there. Fewer than two samples (three for angles) give zero;
+    published code gives NaN.
+    """
+    check_choice("convention", convention, CONVENTIONS)
+
+    def loss(s, t, _):
+        size, total = len(s), 0.0
+        grams = [gram(x, centred=True) for x in (s, t)]
+        distances = [squared_distances(g) for g in grams]
+        lengths = [root(d) for d in distances]
+        if distance_weight:
+            scaled = [d * inverse(d.sum() / max(size * (size - 1), 1)) for d in (distances if squared else lengths)]
+            count = size**2 if convention == "published" else size * (size - 1)
+            total = total + distance_weight * _smooth_l1(scaled[0] - scaled[1]) / max(count, 1)
+        if angle_weight:
+            count = size**3 if convention == "published" else size * (size - 1) * (size - 2)
+            total = total + angle_weight * _angle_sum(*grams, *map(inverse, lengths)) / max(count, 1)
+        return grams[0].new_zeros(()) + total
+
+    return _each(loss, student_features, teacher_features, lengths=lengths, padded_length=padded_length,
+                 weights=weights, group=group)  # fmt: skip
+
+
+def _smooth_l1(x: Tensor) -> Tensor:
+    return nn.functional.smooth_l1_loss(x, torch.zeros_like(x), reduction="sum")
+
+
+def _angle_sum(student: Tensor, teacher: Tensor, student_scale: Tensor, teacher_scale: Tensor) -> Tensor:
+    """sum_ijk h(psi_s - psi_t), over blocks of corners i."""
+    size = len(student)
+    block = max(ANGLES // max(size, 1) ** 2, 1)
+
+    def part(student, teacher, student_scale, teacher_scale, first):
+        corner = slice(first, first + block)
+        same = eye(student)
+        angles = []
+        for g, scale in ((student, student_scale), (teacher, teacher_scale)):
+            at = g[corner]
+            dots = g - at[:, :, None] - at[:, None, :] + g.diagonal()[corner, None, None]
+            angles.append(dots * scale[corner, :, None] * scale[corner, None, :])
+        return _smooth_l1((angles[0] - angles[1]).masked_fill(same, 0))
+
+    arguments = student, teacher, student_scale, teacher_scale
+    if block >= size:
+        return part(*arguments, 0)
+    return sum(checkpoint(part, *arguments, first, use_reentrant=False) for first in range(0, size, block))
+
+
+def irg_loss(
+    student_features: Features,
+    teacher_features: Features,
+    *,
+    vertex_weight: float = 0.0,
+    edge_weight: float = 1.0,
+    transform_weight: float = 1.0,
+    lengths: Tensor | None = None,
+    padded_length: int | None = None,
+    weights: Sequence[float] | Tensor | None = None,
+    group=None,
+) -> Tensor:
+    """Instance relationship graph (Liu et al., CVPR 2019); arguments as in this module.
+
+    Edges E_ij = ||x_i - x_j||^2 / max, vertices x_i. For each pair of features edge_weight mean (E_s - E_t)^2 +
+    vertex_weight mean (x_s - x_t)^2, the latter over samples and each one's valid positions, weighted by `weights`; and
+    between consecutive features k, k + 1 of the lists transform_weight times the mean over k of (c_s - c_t)^2,
+    c = mean (E_k - E_k+1)^2 the change of the edges.
+
+    vertex_weight   default 0, because it needs equal shapes. (SemCKD adds it, unasked, wherever shapes agree.)
+
+    Vertices of consecutive layers are not compared (the paper's vertex transformation): they need equal shapes
+    throughout, which hint losses serve better.
+    """
+    found, padding = pairs(student_features, teacher_features, lengths, padded_length, vectors=True)
+    edges, losses = [], []
+
+    def graph(x):
+        e = squared_distances(gram(gather(flat(x), group), centred=True))
+        return e * inverse(e.amax()) if len(e) else e
+
+    for index, (s, t) in enumerate(found):
+        edges.append((graph(s), graph(t)))
+        losses.append(edge_weight * _mean_square(edges[-1][0] - edges[-1][1]))
+        if vertex_weight:
+            check_equal(index, "shape", tuple(s.shape), tuple(t.shape))
+            squares = flat(wide(s) - wide(t)).square().sum(1)
+            vertices = squares / (s.shape[1] * padding.positions(s))
+            losses[-1] = losses[-1] + vertex_weight * batch_mean(gather(vertices, group))
+    total = weighted(losses, weights, found)
+    if transform_weight and len(edges) > 1:
+        changes = [
+            _mean_square(s - s_next) - _mean_square(t - t_next)
+            for (s, t), (s_next, t_next) in zip(edges, edges[1:], strict=False)
+        ]
+        total = total + (transform_weight * torch.stack(changes).square().mean()).to(total.dtype)
+    return total
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    return x.square().sum() / max(x.numel(), 1)
+
+
+def cc_loss(
+    student_features: Features,
+    teacher_features: Features,
+    *,
+    kernel: str = "gaussian",
+    gamma: float = 0.4,
+    order: int = 2,
+    normalize: bool = True,
+    squared: bool = True,
+    lengths: Tensor | None = None,
+    padded_length: int | None = None,
+    weights: Sequence[float] | Tensor | None = None,
+    group=None,
+) -> Tensor:
+    """Correlation congruence (Peng et al., ICCV 2019, equations 5 to 10); arguments as in this module.
+
+    L = ||K_s - K_t||_F^2 / B^2, K a kernel matrix of the samples.
+
+    kernel      "gaussian": exp(-gamma ||x - y||^2) of unit vectors, by its Taylor polynomial
+                e^(-2 gamma) sum_p<=order (2 gamma)^p / p! (x.y)^p. "bilinear": x.y. "neighbour": not a kernel but what
+                RepDistiller and SemCKD compute in its place, the mean over b < B - 1 of d_b . d_b+1, d = |x_s - x_t|;
+                it needs equal sizes (CCLoss embeds to one) and depends on the order of the batch.
+    normalize   scale each sample to norm 1 first, which the Taylor polynomial presumes. torchdistill does not.
+    squared     False: ||K_s - K_t||_F / B^2, as torchdistill's CCKDLoss.
+    """
+    term = _congruence(kernel, gamma, order, normalize, squared)
+    return _each(term, student_features, teacher_features, lengths=lengths, padded_length=padded_length,
+                 weights=weights, group=group)  # fmt: skip
+
+
+def _congruence(kernel="gaussian", gamma=0.4, order=2, normalize=True, squared=True):
+    """loss(student row matrix, teacher row matrix, index) of cc_loss."""
+    check_choice("kernel", kernel, ("gaussian", "bilinear", "neighbour"))
+    if not isinstance(order, int) or order < 0:
+        raise ValueError(f"order: expected a whole number of at least 0, got {order!r}")
+
+    def matrix(x):
+        g = cosines(gram(x)) if normalize else gram(x)
+        if kernel == "bilinear":
+            return g
+        terms = [(2 * gamma) ** p / math.factorial(p) * g**p for p in range(order + 1)]
+        return math.exp(-2 * gamma) * sum(terms)
+
+    def loss(s, t, index):
+        if kernel == "neighbour":
+            check_equal(index, "flattened size", s.shape[1], t.shape[1])
+            difference = (wide(s) - wide(t)).abs()
+            return (difference[:-1] * difference[1:]).sum() / max(len(s) - 1, 1)
+        difference = (matrix(s) - matrix(t)).square().sum()
+        return (difference if squared else root(difference)) / max(len(s), 1) ** 2
+
+    return loss
+
+
+class SPLoss(Configured):
+    """sp_loss with its options chosen once."""
+
+    function = staticmethod(sp_loss)
+
+
+class PKTLoss(Configured):
+    """pkt_loss with its options chosen once."""
+
+    function = staticmethod(pkt_loss)
+
+
+class HKDLoss(Configured):
+    """hkd_loss with its options chosen once."""
+
+    function = staticmethod(hkd_loss)
+
+
+class RKDLoss(Configured):
+    """rkd_loss with its options chosen once."""
+
+    function = staticmethod(rkd_loss)
+
+
+class IRGLoss(Configured):
+    """irg_loss with its options chosen once."""
+
+    function = staticmethod(irg_loss)
+
+
+class CCLoss(Configured):
+    """cc_loss, optionally of learned linear embeddings of both networks.
+
+    student_dim, teacher_dim   sizes of the vectors to embed; None: no embedding.
+    dim                        size of the embeddings.
+    options                    as in cc_loss.
+
+    With embeddings the features are one pair of vectors (B, D), or of features (B, C, *spatial) whose mean over the
+    valid positions (B, C) is embedded, so that no spatial size is learned. The teacher's embedding is trained, too, as
+    in the published code.
+    """
+
+    function = staticmethod(cc_loss)
+
+    def __init__(self, student_dim: int | None = None, teacher_dim: int | None = None, dim: int = 128, **options):
+        super().__init__(**options)
+        if (student_dim is None) != (teacher_dim is None):
+            raise ValueError("teacher_dim: expected a size exactly if student_dim is one")
+        self.embeddings = None
+        if student_dim is not None:
+            if options.get("weights") is not None:
+                raise ValueError("weights: expected None, the embeddings are of one pair of features")
+            self.embeddings = nn.ModuleList(nn.Linear(size, dim) for size in (student_dim, teacher_dim))
+
+    def forward(self, student_features, teacher_features, *, lengths=None, padded_length=None):
+        """The loss of these features; arguments as in cc_loss."""
+        if self.embeddings is None:
+            return super().forward(student_features, teacher_features, lengths=lengths, padded_length=padded_length)
+        found, padding = pairs(student_features, teacher_features, lengths, padded_length, vectors=True)
+        if len(found) != 1:
+            raise ValueError(f"student_features: expected one feature for one embedding, got {len(found)}")
+        options = {name: value for name, value in self.options.items() if name not in ("weights", "group")}
+        vectors = []
+        with torch.autocast(found[0][0].device.type, enabled=False):
+            for name, x, embedding in zip(("student", "teacher"), found[0], self.embeddings, strict=True):
+                if x.shape[1] != embedding.in_features:
+                    raise ValueError(
+                        f"{name}_features: expected {embedding.in_features} channels as in {name}_dim, got {x.shape[1]}"
+                    )
+                vectors.append(gather(embedding(padding.mean(x).to(embedding.weight.dtype)), self.options.get("group")))
+            return _congruence(**options)(*vectors, 0).to(vectors[0].dtype)

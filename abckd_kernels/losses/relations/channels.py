@@ -1,0 +1,314 @@
+"""Losses on relations between channels, sample by sample: NST, FSP, ICKD, affinity.
+
+Features (B, C, T), (B, C, T, F) or (B, C, H, W). All come from C x C' products by bmm and never form what the
+definitions name: B x C x C' x N (NST, FSP) or B x C x N x N (affinity), N positions. Where spatial sizes must agree,
+both features are averaged over the windows of adaptive pooling onto the smaller size of each axis.
+
+Every function takes, beside its own options,
+
+student_features   a feature or a list of n, float32, float64, bfloat16 or float16.
+teacher_features   as many; detached.
+lengths            (B,) integers: valid frames; later ones count nowhere.
+padded_length      the frames to which lengths refer; default: T of the feature with most.
+weights            n numbers; default 1/n.
+
+returns a scalar in float32 (float64 if a feature is), and raises TypeError or ValueError that names the argument.
+
+Traffic: the products read S and T once forward, S (and, for NST and affinity, T) once or twice backward; affinity makes
+normalised copies of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_choice
+from .features import Configured, Padding, batch_mean, check_equal, pairs, resized, smaller, weighted
+from .gram import cross_cosines, inverse, products, root, small, unit, wide
+
+Features = Tensor | Sequence[Tensor]
+
+
+def _on_one_grid(s: Tensor, t: Tensor, padding: Padding, index: int) -> tuple[Tensor, Tensor]:
+    check_equal(index, "number of axes", s.dim(), t.dim())
+    sizes = smaller(s, t)
+    return wide(resized(s, sizes, padding)), wide(resized(t, sizes, padding))
+
+
+def nst_loss(
+    student_features: Features,
+    teacher_features: Features,
+    *,
+    kernel: str = "poly",
+    bandwidth: float | None = None,
+    lengths: Tensor | None = None,
+    padded_length: int | None = None,
+    weights: Sequence[float] | Tensor | None = None,
+) -> Tensor:
+    """Neuron selectivity transfer (Huang and Wang, 2017, arXiv 1707.01219): squared maximum mean discrepancy between
+    the channels of both networks; arguments as in this module.
+
+    u = a channel's map scaled to norm 1, L = mean over samples of mean k(u_t, u_t) + mean k(u_s, u_s) - 2 mean
+    k(u_s, u_t) over pairs of channels; channels may differ in number. At least 0 (up to rounding).
+
+    kernel      "poly": (x.y)^2, the paper's best. "linear": x.y. "gaussian": exp(-||x - y||^2 / (2 sigma^2)).
+    bandwidth   sigma^2 of "gaussian"; default: the mean of ||x_s - x_t||^2 in that sample, taken as a constant.
+
+    Published code is the polynomial one; it resizes onto squares only.
+    """
+    check_choice("kernel", kernel, ("poly", "linear", "gaussian"))
+    if bandwidth is not None and not bandwidth > 0:
+        raise ValueError(f"bandwidth: expected a positive number, got {bandwidth!r}")
+    losses = []
+    found, padding = pairs(student_features, teacher_features, lengths, padded_length)
+    for index, (s, t) in enumerate(found):
+        x, y = (a.flatten(2) for a in _on_one_grid(s, t, padding, index))
+        dots = dict(zip(("s", "t", "st"), cross_cosines(x, y), strict=True))
+        if kernel == "poly":
+            k = {name: d.square() for name, d in dots.items()}
+        elif kernel == "linear":
+            k = dots
+        else:
+            norms = {name: dots[name].diagonal(dim1=1, dim2=2) for name in ("s", "t")}
+            distances = {
+                name: norms[name[0]][:, :, None] + norms[name[-1]][:, None, :] - 2 * d for name, d in dots.items()
+            }
+            if bandwidth is None:
+                scale = inverse(2 * distances["st"].detach().mean((1, 2), keepdim=True))
+            else:
+                scale = 1 / (2 * bandwidth)
+            k = {name: torch.exp(-d * scale) for name, d in distances.items()}
+        mean = {name: value.mean((1, 2)) for name, value in k.items()}
+        losses.append(batch_mean(mean["t"] + mean["s"] - 2 * mean["st"]))
+    return weighted(losses, weights, found)
+
+
+def fsp_loss(
+    student_features: Sequence[Tensor],
+    teacher_features: Sequence[Tensor],
+    *,
+    pooling: str = "avg",
+    distance: str = "sum",
+    lengths: Tensor | None = None,
+    padded_length: int | None = None,
+    weights: Sequence[float] | Tensor | None = None,
+) -> Tensor:
+    """Flow of solution procedure (Yim et al., CVPR 2017, equations 1 and 2); arguments as in this module, except that
+    the lists hold at least two layers and n counts consecutive pairs (i, i + 1) of them.
+
+    G = X_i X_i+1ᵀ / N per sample, N positions; L = mean over samples of sum (G_s - G_t)^2. Layers i and i + 1 of one
+    network meet on the smaller size of each axis; student and teacher need equal channels, not sizes.
+
+    pooling    how two layers meet: "avg", or "max", as in the paper and torchdistill.
+    distance   "sum": the paper. "mean": over the entries of G, too, as in RepDistiller. "columns": the sum of the
+               norms, not squared, of the columns of G_s - G_t, as in torchdistill.
+
+    RepDistiller and torchdistill add up the pairs of layers: weights=[1] * n.
+    """
+    check_choice("pooling", pooling, ("avg", "max"))
+    check_choice("distance", distance, ("sum", "mean", "columns"))
+    found, padding = pairs(student_features, teacher_features, lengths, padded_length)
+    if len(found) < 2:
+        raise ValueError("student_features: expected at least two layers, whose flow is compared, got 1")
+    for index, (s, t) in enumerate(found):
+        check_equal(index, "channels", s.shape[1], t.shape[1])
+    losses = []
+    for (s, t), (s_next, t_next) in zip(found, found[1:], strict=False):
+        difference = _flow(s, s_next, pooling, padding) - _flow(t, t_next, pooling, padding)
+        if distance == "columns":
+            per_sample = root(difference.square().sum(1)).sum(1)
+        else:
+            per_sample = difference.square().sum((1, 2))
+            if distance == "mean":
+                per_sample = per_sample / (s.shape[1] * s_next.shape[1])
+        losses.append(batch_mean(per_sample))
+    return weighted(losses, weights, found)
+
+
+def _flow(x: Tensor, y: Tensor, pooling: str, padding: Padding) -> Tensor:
+    if x.dim() != y.dim():
+        raise ValueError(f"student_features: expected layers of {x.dim()} axes throughout, got {y.dim()}")
+    sizes = smaller(x, y)
+    x, y = (wide(resized(a, sizes, padding) if pooling == "avg" else _largest(a, sizes, padding)) for a in (x, y))
+    count = padding.positions(x)
+    g = products(x.flatten(2), y.flatten(2))
+    return g / (count[:, None, None] if isinstance(count, Tensor) else count)
+
+
+def _largest(x: Tensor, sizes: Sequence[int], padding: Padding) -> Tensor:
+    """Adaptive max pooling over valid frames."""
+    if tuple(sizes) == tuple(x.shape[2:]):
+        return x
+    mask = padding.mask(x)
+    if mask is not None:
+        x = x.masked_fill(~mask.view(mask.shape[0], 1, -1, *[1] * (x.dim() - 3)), -torch.inf)
+    pool = nn.functional.adaptive_max_pool1d if x.dim() == 3 else nn.functional.adaptive_max_pool2d
+    return padding.zeroed(pool(x, sizes))
+
+
+def ickd_loss(
+    student_features: Features,
+    teacher_features: Features,
+    *,
+    reduction: str = "batch",
+    lengths: Tensor | None = None,
+    padded_length: int | None = None,
+    weights: Sequence[float] | Tensor | None = None,
+) -> Tensor:
+    """Inter-channel correlation (Liu et al., ICCV 2021); arguments as in this module.
+
+    G = X Xᵀ over the positions of a sample, R its rows scaled to norm 1, L = mean over samples of
+    ||R_s - R_t||_F^2 / C; within [0, 4]. Sizes may differ, channels may not (`ICKDLoss` embeds the student's).
+
+    reduction   "batch": mean over samples. "batch_squared": their sum over B^2, as torchdistill's ChSimLoss.
+    """
+    check_choice("reduction", reduction, ("batch", "batch_squared"))
+    found, _ = pairs(student_features, teacher_features, lengths, padded_length)
+    return _ickd(found, reduction, weights)
+
+
+def _ickd(found: list[tuple[Tensor, Tensor]], reduction: str = "batch", weights=None) -> Tensor:
+    losses = []
+    for index, (s, t) in enumerate(found):
+        check_equal(index, "channels", s.shape[1], t.shape[1])
+        rows = [unit(products(x, x)) for x in (wide(s).flatten(2), wide(t).flatten(2))]
+        per_sample = (rows[0] - rows[1]).square().sum((1, 2)) / s.shape[1]
+        losses.append(batch_mean(per_sample) / (max(len(s), 1) if reduction == "batch_squared" else 1))
+    return weighted(losses, weights, found)
+
+
+def affinity_loss(
+    student_features: Features,
+    teacher_features: Features,
+    *,
+    relation: str = "channel",
+    squared: bool = False,
+    lengths: Tensor | None = None,
+    padded_length: int | None = None,
+    weights: Sequence[float] | Tensor | None = None,
+) -> Tensor:
+    """Affinity between positions (He et al., CVPR 2019, in torchdistill's form); arguments as in this module.
+
+    relation   "channel": u = a channel's map scaled to norm 1, A = u uᵀ (N x N), L = mean over samples of
+               sum_c ||A_s - A_t||_F / N: torchdistill's AffinityLoss. Channels must agree.
+               "position": u = a position's channels scaled to norm 1, A = their cosines (N x N), L = mean over samples
+               of ||A_s - A_t||_F / N: our reading of the paper. Channels may differ.
+    squared    ||.||_F^2 in place of ||.||_F (and N^2 in place of N).
+
+    No N x N matrix is formed: for a channel ||A_s - A_t||_F^2 = (|d|^2 |m|^2 + (d.m)^2) / 2 with d = u_s - u_t,
+    m = u_s + u_t, which has no difference of large numbers; for positions the Gram matrices of channels do. Equal maps
+    and silent ones have a finite gradient (published: NaN).
+    """
+    check_choice("relation", relation, ("channel", "position"))
+    losses = []
+    found, padding = pairs(student_features, teacher_features, lengths, padded_length)
+    for index, (s, t) in enumerate(found):
+        if relation == "channel":
+            check_equal(index, "channels", s.shape[1], t.shape[1])
+        x, y = (a.flatten(2) for a in _on_one_grid(s, t, padding, index))
+        if relation == "channel":
+            x, y = unit(x), unit(y)
+            d, m = x - y, x + y
+            dots = [small((a * b).sum(-1)) for a, b in ((d, d), (m, m), (d, m))]
+            error = (dots[0] * dots[1] + dots[2].square()) / 2
+        else:
+            x, y = unit(x, 1), unit(y, 1)
+            squares = [products(a, b).square().sum((1, 2)) for a, b in ((x, x), (y, y), (x, y))]
+            error = (squares[0] + squares[1] - 2 * squares[2])[:, None]
+        grid = s.new_empty((*s.shape[:2], *smaller(s, t)), device="meta")
+        count = padding.positions(grid)
+        error = error.sum(1) / count**2 if squared else root(error).sum(1) / count
+        losses.append(batch_mean(error))
+    return weighted(losses, weights, found)
+
+
+class NSTLoss(Configured):
+    """nst_loss with its options chosen once."""
+
+    function = staticmethod(nst_loss)
+
+
+class FSPLoss(Configured):
+    """fsp_loss with its options chosen once."""
+
+    function = staticmethod(fsp_loss)
+
+
+class AffinityLoss(Configured):
+    """affinity_loss with its options chosen once."""
+
+    function = staticmethod(affinity_loss)
+
+
+class ICKDLoss(Configured):
+    """ickd_loss, optionally with a learned embedding of the student's channels into the teacher's.
+
+    student_channels, teacher_channels   C of one pair of layers; None: no embedding, channels agree.
+    spatial_axes                         1 for (B, C, T), 2 for (B, C, T, F).
+    kernel_size                          of the embedding, a convolution without bias and a batch normalisation, whose
+                                         statistics are those of the valid frames.
+    options                              as in ickd_loss.
+    """
+
+    function = staticmethod(ickd_loss)
+
+    def __init__(
+        self,
+        student_channels: int | None = None,
+        teacher_channels: int | None = None,
+        *,
+        spatial_axes: int = 2,
+        kernel_size: int = 3,
+        **options,
+    ):
+        super().__init__(**options)
+        if (student_channels is None) != (teacher_channels is None):
+            raise ValueError("teacher_channels: expected a number exactly if student_channels is one")
+        if spatial_axes not in (1, 2):
+            raise ValueError(f"spatial_axes: expected 1 or 2, got {spatial_axes!r}")
+        self.embedding = None
+        if student_channels is not None:
+            convolution = (nn.Conv1d, nn.Conv2d)[spatial_axes - 1]
+            self.embedding = convolution(student_channels, teacher_channels, kernel_size, padding="same", bias=False)
+            self.normalisation = _BatchNorm(teacher_channels)
+
+    def forward(self, student_features, teacher_features, *, lengths=None, padded_length=None):
+        """The loss of these features; arguments as in ickd_loss."""
+        if self.embedding is None:
+            return super().forward(student_features, teacher_features, lengths=lengths, padded_length=padded_length)
+        found, padding = pairs(student_features, teacher_features, lengths, padded_length)
+        if len(found) != 1:
+            raise ValueError(f"student_features: expected one feature for one embedding, got {len(found)}")
+        (s, t), weight = found[0], self.embedding.weight
+        if (s.shape[1], s.dim()) != (weight.shape[1], weight.dim()):
+            raise ValueError(
+                f"student_features: expected {weight.shape[1]} channels and {weight.dim()} axes, got {tuple(s.shape)}"
+            )
+        with torch.autocast(s.device.type, enabled=False):
+            embedded = self.normalisation(self.embedding(s.to(weight.dtype)), padding)
+            return _ickd([(embedded, t)], **self.options)
+
+
+class _BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of (B, C, *spatial) by the valid positions' statistics; the other frames become zero."""
+
+    def forward(self, x: Tensor, padding: Padding) -> Tensor:
+        rows, mask = x.flatten(2), padding.mask(x)
+        if mask is None:
+            return super().forward(rows).view_as(x)
+        valid = mask.repeat_interleave(rows.shape[2] // x.shape[2], 1)[:, None]
+        if not self.training:
+            return (super().forward(rows) * valid).view_as(x)
+        count = valid.sum().clamp_min(1)
+        mean = (rows * valid).sum((0, 2)) / count
+        centred = (rows - mean[:, None]) * valid
+        variance = centred.square().sum((0, 2)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return ((centred * scale[:, None] + self.bias[:, None]) * valid).view_as(x)

@@ -1,0 +1,226 @@
+"""What the relational losses share before any mathematics: pairs of features, padding, resizing, gathering, weights.
+
+The student's and the teacher's argument is each one tensor or a list; items at the same position form a pair. Frames
+beyond `lengths` become zero before anything else reads them, so that garbage there, NaN included, reaches neither loss
+nor gradient. Teacher features are detached.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...ops import shapes
+from ..checks import check_weights
+
+__all__ = [
+    "Configured",
+    "Padding",
+    "batch_mean",
+    "check_equal",
+    "flat",
+    "gather",
+    "pairs",
+    "resized",
+    "smaller",
+    "weighted",
+]
+
+
+class Padding(NamedTuple):
+    """Valid frames of a batch; None lengths: all are."""
+
+    lengths: Tensor | None
+    padded_length: int
+
+    def mask(self, x: Tensor, frames: int | None = None) -> Tensor | None:
+        """(B, T) bool, true where a frame of `x` (or of a map with `frames` frames) is valid; None where all are."""
+        return shapes.frame_mask(self.lengths, x.shape[2] if frames is None else frames, self.padded_length)
+
+    def zeroed(self, x: Tensor) -> Tensor:
+        """`x` with zero in the frames that are not valid, and no gradient there."""
+        if self.lengths is None:
+            return x
+        mask = self.mask(x)
+        return x.masked_fill(~mask.view(mask.shape[0], 1, mask.shape[1], *[1] * (x.dim() - 3)), 0)
+
+    def positions(self, x: Tensor) -> Tensor | int:
+        """Valid positions of each sample, (B,), at least 1; a number where all are."""
+        if x.dim() == 2:
+            return 1
+        mask = self.mask(x)
+        bands = x.shape[3] if x.dim() == 4 else 1
+        return x.shape[2] * bands if mask is None else (mask.sum(1) * bands).clamp_min(1)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Mean over the valid positions of a feature whose other frames are zero, (B, C); vectors as they are."""
+        x = x.to(shapes.accumulation_dtype(x.dtype))
+        if x.dim() == 2:
+            return x
+        count = self.positions(x)
+        return x.flatten(2).sum(2) / (count[:, None] if isinstance(count, Tensor) else count)
+
+
+def pairs(
+    student_features: Tensor | Sequence[Tensor],
+    teacher_features: Tensor | Sequence[Tensor],
+    lengths: Tensor | None,
+    padded_length: int | None,
+    *,
+    vectors: bool = False,
+) -> tuple[list[tuple[Tensor, Tensor]], Padding]:
+    """[(student, teacher), ...], checked, the teacher's detached, padded frames zero; and the padding.
+
+    vectors   features may be (B, D), too.
+
+    Raises TypeError or ValueError that names the argument.
+    """
+    students, teachers = (
+        [x] if isinstance(x, Tensor) else x for x in (student_features, teacher_features)
+    )  # one tensor is a list of one
+    for name, features in (("student_features", students), ("teacher_features", teachers)):
+        if not isinstance(features, Sequence) or isinstance(features, str) or not features:
+            raise TypeError(f"{name}: expected a tensor or a non-empty list of tensors, got {features!r}")
+        for index, x in enumerate(features):
+            _check(x, f"{name}[{index}]", students[0], vectors)
+    if len(students) != len(teachers):
+        raise ValueError(
+            f"teacher_features: expected {len(students)} features, one per student feature, got {len(teachers)}"
+        )
+    features = [*students, *teachers]
+    lengths = shapes.check_lengths(lengths, features[0].shape[0], features[0].device)
+    if lengths is not None and any(x.dim() == 2 for x in features):
+        raise ValueError("lengths: expected features with frames (B, C, T) or (B, C, T, F), got vectors (B, D)")
+    if padded_length is None:
+        padded_length = max([x.shape[2] for x in features if x.dim() > 2], default=1)
+    padding = Padding(lengths, shapes.check_padded_length(padded_length))
+    zeroed = [padding.zeroed(x) for x in (*students, *(x.detach() for x in teachers))]
+    return list(zip(zeroed[: len(students)], zeroed[len(students) :], strict=True)), padding
+
+
+def _check(x: Tensor, name: str, first: Tensor, vectors: bool) -> None:
+    vector = vectors and isinstance(x, Tensor) and x.dim() == 2
+    shapes.check_feature(x[..., None] if vector else x, name)
+    for what, expected, got in (("batch size", first.shape[0], x.shape[0]), ("device", first.device, x.device)):
+        if got != expected:
+            raise ValueError(f"{name}: expected {what} {expected} as in student_features[0], got {got}")
+
+
+def check_equal(index: int, what: str, expected, got) -> None:
+    """Raise ValueError unless a property of teacher_features[index] is the one of student_features[index]."""
+    if expected != got:
+        raise ValueError(
+            f"teacher_features[{index}]: expected {what} {expected} as in student_features[{index}], got {got}"
+        )
+
+
+def flat(x: Tensor) -> Tensor:
+    """One row per sample, (B, C * positions)."""
+    return x.flatten(1)
+
+
+def gather(x: Tensor, group, dim: int = 0) -> Tensor:
+    """`x` of all processes of the group one after the other along `dim`, with gradients; `x` itself without a group.
+
+    Shapes must agree over the group. Every process computes the same loss L of the whole batch, and its backward adds
+    up the gradients that all of them have for its own samples: (number of processes) times dL/dx, which the averaging
+    of DistributedDataParallel turns into the parameter gradients of one process with the whole batch.
+    """
+    if group is None:
+        return x
+    return _Gather.apply(x.movedim(dim, 0), group).movedim(0, dim)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, group):
+        ctx.group, ctx.rows = group, len(x)
+        x = x.contiguous()
+        parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size(group))]
+        torch.distributed.all_gather(parts, x, group=group)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(grad, group=ctx.group)
+        return grad.narrow(0, torch.distributed.get_rank(ctx.group) * ctx.rows, ctx.rows), None
+
+
+def smaller(x: Tensor, y: Tensor) -> list[int]:
+    """The smaller of two features' spatial sizes, axis by axis."""
+    return [min(sizes) for sizes in zip(x.shape[2:], y.shape[2:], strict=True)]
+
+
+def resized(x: Tensor, sizes: Sequence[int], padding: Padding) -> Tensor:
+    """`x` averaged over the windows of adaptive pooling onto `sizes`, over their valid frames only.
+
+    Two small matrix products, so that the backward has no atomics. Window u of n positions onto a is
+    floor(u n / a) .. ceil((u + 1) n / a). Frames that are not valid on the new scale are zero.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.to(shapes.accumulation_dtype(x.dtype))
+        if len(sizes) == 2 and sizes[1] != x.shape[3]:
+            x = x @ _windows(x.shape[3], sizes[1], x).T
+        if sizes[0] != x.shape[2]:
+            windows = _windows(x.shape[2], sizes[0], x).expand(x.shape[0], -1, -1)
+            mask = padding.mask(x)
+            if mask is not None:
+                windows = windows * mask[:, None] * padding.mask(x, sizes[0])[:, :, None]
+                windows = windows / windows.sum(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+            x = torch.einsum("but,bct...->bcu...", windows, x)
+        return x
+
+
+def _windows(size: int, cells: int, like: Tensor) -> Tensor:
+    """(cells, size): row u averages over window u."""
+    cell, position = torch.arange(cells, device=like.device)[:, None], torch.arange(size, device=like.device)
+    inside = ((position >= cell * size // cells) & (position < -(-(cell + 1) * size // cells))).to(like.dtype)
+    return inside / inside.sum(1, keepdim=True)
+
+
+def batch_mean(per_sample: Tensor) -> Tensor:
+    """Mean of (B,); zero of an empty batch."""
+    return per_sample.sum() / max(len(per_sample), 1)
+
+
+def weighted(losses: Sequence[Tensor], weights, checked: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """sum_i weights[i] losses[i], 1/n by default: float64 if one of the features is, else float32."""
+    weights = check_weights(weights, len(losses))
+    losses = torch.stack([loss.to(losses[0].dtype) for loss in losses])
+    total = losses.mean() if weights is None else (losses * weights.to(losses)).sum()
+    return total.to(torch.float64 if any(x.dtype == torch.float64 for pair in checked for x in pair) else torch.float32)
+
+
+class Configured(nn.Module):
+    """A loss with its options chosen once. Subclasses name the function; forward takes features and padding."""
+
+    function: Callable[..., Tensor]
+
+    def __init__(self, **options):
+        super().__init__()
+        known = inspect.signature(self.function).parameters
+        for name in options:
+            if name not in known or name in ("student_features", "teacher_features", "lengths", "padded_length"):
+                raise TypeError(f"{type(self).__name__}: unexpected option {name!r}")
+        self.options = options
+
+    def forward(
+        self,
+        student_features: Tensor | Sequence[Tensor],
+        teacher_features: Tensor | Sequence[Tensor],
+        *,
+        lengths: Tensor | None = None,
+        padded_length: int | None = None,
+    ) -> Tensor:
+        """The loss of these features; arguments as in the functional form."""
+        return self.function(
+            student_features, teacher_features, lengths=lengths, padded_length=padded_length, **self.options
+        )
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

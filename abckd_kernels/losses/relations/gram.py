@@ -1,0 +1,159 @@
+"""Gram matrices that keep their digits, and the small arithmetic on them.
+
+A Gram matrix of features (B, C T F) is a long sum; what a loss needs of it is often a difference of nearly equal
+entries. So the products are taken in float32 (float64 for float64), in chunks of the long axis, and the chunks are
+added in float64; all that follows is float64, on matrices that are small beside the features. Distances centre the
+batch first. Half precision is widened before anything else, autocast does not reach in here, and no epsilon is ever a
+half number. `torch.backends.cuda.matmul.allow_tf32`, where a user sets it, applies to these products as to any other.
+
+Traffic: forward reads x once; backward reads it once more and writes its gradient once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...ops.shapes import accumulation_dtype
+
+CHUNK = 4096  # columns whose products are added in float32
+BLOCK = 2**21  # elements widened or centred at once
+SILENT = 1e-12  # norms up to this one are silence
+
+
+def small(x: Tensor) -> Tensor:
+    """Float64 where the device has it."""
+    return x.float() if x.device.type == "mps" else x.double()
+
+
+class _Gram(torch.autograd.Function):
+    @staticmethod
+    def forward(x, centred):
+        total = small(x.new_zeros((x.shape[0], x.shape[0]), dtype=accumulation_dtype(x.dtype)))
+        for columns in _blocks(x):
+            total = total + _products(_wide(x[:, columns], centred))
+        return total
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.centred = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        result = torch.empty_like(x, memory_format=torch.contiguous_format)
+        with torch.autocast(x.device.type, enabled=False):
+            grad = (grad + grad.mT).to(accumulation_dtype(x.dtype))
+            if ctx.centred and len(x):
+                grad = grad - grad.mean(0)
+            for columns in _blocks(x):
+                result[:, columns] = (grad @ _wide(x[:, columns], ctx.centred)).to(x.dtype)
+        return result, None
+
+
+def gram(x: Tensor, *, centred: bool = False) -> Tensor:
+    """x xᵀ of the rows of (B, D), or of the rows minus their mean; (B, B) float64.
+
+    Widening and centring happen in blocks of columns, so that nothing of the size of x is made but its gradient.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return _Gram.apply(x, centred)
+
+
+def _blocks(x: Tensor) -> list[slice]:
+    step = max(BLOCK // max(x.shape[0], 1), 1)
+    return [slice(first, first + step) for first in range(0, x.shape[1], step)]
+
+
+def _wide(x: Tensor, centred: bool) -> Tensor:
+    x = x.to(accumulation_dtype(x.dtype))
+    return x - x.mean(0) if centred and x.shape[0] else x
+
+
+def _products(x: Tensor) -> Tensor:
+    rows, columns = x.shape
+    chunk = max(CHUNK, 4 * rows)  # the partial sums are at most a quarter of x
+    whole = columns // chunk * chunk
+    rest = x[:, whole:]
+    total = small(rest @ rest.mT)
+    if whole:
+        parts = x[:, :whole].unflatten(1, (-1, chunk)).transpose(0, 1)
+        total = total + torch.bmm(parts, parts.mT).sum(0, dtype=total.dtype)
+    return total
+
+
+def products(x: Tensor, y: Tensor) -> Tensor:
+    """x yᵀ of the rows of (G, R, N) and (G, S, N), float32 or float64 inputs; (G, R, S) float64."""
+    with torch.autocast(x.device.type, enabled=False):
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        return small(torch.bmm(x.to(dtype), y.to(dtype).mT))
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32, or float64 if it is that."""
+    return x.to(accumulation_dtype(x.dtype))
+
+
+def root(x: Tensor) -> Tensor:
+    """sqrt(x) where x is positive; zero, with zero gradient, where it is not."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)
+
+
+def inverse(norm: Tensor, eps: float = 0.0) -> Tensor:
+    """1 / (norm + eps); zero, with zero gradient, where the norm is silence."""
+    silent = norm <= SILENT
+    return torch.where(silent, 0, 1 / torch.where(silent, 1, norm + eps))
+
+
+def unit(x: Tensor, dim: int = -1) -> Tensor:
+    """x / ||x|| along `dim`; zero, with zero gradient, where x is silent."""
+    return x * inverse(root(x.square().sum(dim, keepdim=True)))
+
+
+def cosines(g: Tensor, eps: float = 0.0) -> Tensor:
+    """Cosines of the rows of x from their Gram matrices (..., R, R); those of a silent row are zero.
+
+    eps is added to each norm.
+    """
+    scale = inverse(root(g.diagonal(dim1=-2, dim2=-1)), eps)
+    return g * scale[..., :, None] * scale[..., None, :]
+
+
+def cross_cosines(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines within the rows of x (G, R, N), within those of y (G, S, N), and between them."""
+    within, other, between = products(x, x), products(y, y), products(x, y)
+    scales = [inverse(root(g.diagonal(dim1=-2, dim2=-1))) for g in (within, other)]
+    return cosines(within), cosines(other), between * scales[0][:, :, None] * scales[1][:, None, :]
+
+
+def squared_distances(g: Tensor) -> Tensor:
+    """||x_i - x_j||^2 from the (centred) Gram matrix; never negative, the diagonal exactly zero."""
+    norms = g.diagonal(dim1=-2, dim2=-1)
+    d = (norms[..., :, None] + norms[..., None, :] - 2 * g).clamp_min(0)
+    return d.masked_fill(eye(g), 0)
+
+
+def eye(g: Tensor) -> Tensor:
+    return torch.eye(g.shape[-1], dtype=torch.bool, device=g.device)
+
+
+def row_divergence(student: Tensor, teacher: Tensor, kind: str, eps: float, valid: Tensor | None = None) -> Tensor:
+    """Divergence of each row of two kernel matrices (..., R, R) >= 0, rows scaled to sum 1; (..., R).
+
+    kind    "kl" sum_j q log(q / p); "jeffreys" sum_j (q - p) (log q - log p); "squared" sum_j (q - p)^2; p the
+            student's, q the teacher's.
+    eps     added to probabilities inside logarithms.
+    valid   entries that exist, broadcastable; others count nowhere.
+    """
+    p, q = (_rows(k, valid) for k in (student, teacher))
+    if kind == "squared":
+        return (q - p).square().sum(-1)
+    return ((q if kind == "kl" else q - p) * ((q + eps).log() - (p + eps).log())).sum(-1)
+
+
+def _rows(k: Tensor, valid: Tensor | None) -> Tensor:
+    if valid is not None:
+        k = k.masked_fill(~valid, 0)
+    return k * inverse(k.sum(-1, keepdim=True))
