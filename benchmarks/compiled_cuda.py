@@ -32,11 +32,16 @@ def sources() -> list[Path]:
     return sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 
 
+def toolkits() -> list[Path]:
+    """Where a CUDA toolkit may be, the likeliest first."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda", "/opt/cuda"]
+    return [Path(home) for home in homes if home]
+
+
 @cache
 def find_nvcc() -> Path:
     """Raises ToolMissing."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda", "/opt/cuda"]
-    candidates = [Path(home) / "bin" / "nvcc" for home in homes if home]
+    candidates = [home / "bin" / "nvcc" for home in toolkits()]
     candidates += [Path(found) for found in [shutil.which("nvcc")] if found]
     for nvcc in candidates:
         if nvcc.exists():

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from abckd_kernels import abc_loss, compress, tap_all, use_backend
 
+from .compiled_cuda import toolkits
+
 ROOT = Path(__file__).parents[1]
 REPEATS = 100
 
@@ -211,7 +213,6 @@ def _sanitize(setting: Setting, backend: str, tool: str) -> dict:
 
 def find_sanitizer() -> str | None:
     """Path of compute-sanitizer: on PATH, or with the CUDA toolkit."""
-    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")] + ["/usr/local/cuda", "/opt/cuda"]
-    folders = [Path(home) / place for home in homes if home for place in ("bin", "compute-sanitizer")]
+    folders = [home / place for home in toolkits() for place in ("bin", "compute-sanitizer")]
     places = os.pathsep.join(map(str, folders))
     return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=places)

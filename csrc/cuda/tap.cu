@@ -13,9 +13,6 @@ namespace {
 
 static_assert(sizeof(TapTable<TapForward>) <= kParameterBytes && sizeof(TapTable<TapBackward>) <= kParameterBytes);
 
-int64_t element_bytes(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
-int64_t sum_bytes(Dtype dtype) { return dtype == Dtype::f64 ? 8 : 4; }
-
 int64_t positions_of(const TapLayer& layer) { return layer.frames * layer.bands; }
 int64_t row_size(const TapLayer& layer) { return layer.channels_last ? layer.channels : positions_of(layer); }
 

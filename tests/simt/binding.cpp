@@ -10,9 +10,6 @@ using namespace abckd;
 
 void check(cudaError_t status) { TORCH_CHECK(status == cudaSuccess, cudaGetErrorString(status)); }
 
-int64_t element_bytes(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
-int64_t sum_bytes(Dtype dtype) { return dtype == Dtype::f64 ? 8 : 4; }
-
 void add(simt::Buffers& buffers, const char* name, const void* data, int64_t bytes) {
   if (data != nullptr) buffers.readable(name, data, bytes);
 }

@@ -48,9 +48,11 @@ def _frames_agree(s: Tensor, t: Tensor, padding: Padding) -> tuple[Tensor, Tenso
     return tuple(wide(resized(x, (frames, *x.shape[3:]), padding)) for x in (s, t))
 
 
-def _row_weights(given, index: int, shape: tuple[int, int]) -> Tensor | float:
+def _row_weights(given, index: int, rows: Tensor) -> Tensor | float:
+    """The factors given for the rows (G, R, N) of a pair."""
     if given is None:
         return 1.0
+    shape = tuple(rows.shape[:2])
     if not isinstance(given, Sequence) or index >= len(given):
         raise ValueError(
             f"row_weights: expected a list with one tensor per pair of features, got {type(given).__name__}"
@@ -58,6 +60,17 @@ def _row_weights(given, index: int, shape: tuple[int, int]) -> Tensor | float:
     if tuple(given[index].shape) != shape:
         raise ValueError(f"row_weights[{index}]: expected shape {shape}, got {tuple(given[index].shape)}")
     return given[index]
+
+
+def _row_divergences(rows: list[Tensor], mask: Tensor | None, divergence: str, eps: float, norm_eps: float) -> Tensor:
+    """(G, R): divergence of the cosines of row r to the valid rows of its group, teacher from student."""
+    kernels = [(cosines(products(x, x), norm_eps) + 1) / 2 for x in rows]
+    return row_divergence(*kernels, divergence, eps, None if mask is None else mask[:, None, :])
+
+
+def _mean_of_rows(each: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of (G, R) over the valid rows of each group, (G,)."""
+    return each.mean(1) if mask is None else each.masked_fill(~mask, 0).sum(1) / mask.sum(1).clamp_min(1)
 
 
 def time_similarity_loss(
@@ -91,16 +104,9 @@ def time_similarity_loss(
     found, padding = pairs(student_features, teacher_features, lengths, padded_length)
     for index, (s, t) in enumerate(found):
         rows = [x.transpose(1, 2).flatten(2) for x in _frames_agree(s, t, padding)]
-        batch, frames = rows[0].shape[:2]
-        mask = padding.mask(s, frames)
-        valid = None if mask is None else mask[:, None, :]
-        kernels = [(cosines(products(x, x), norm_eps) + 1) / 2 for x in rows]
-        each = row_divergence(*kernels, divergence, eps, valid) * _row_weights(row_weights, index, (batch, frames))
-        if mask is None:
-            per_sample = each.mean(1)
-        else:
-            per_sample = each.masked_fill(~mask, 0).sum(1) / mask.sum(1).clamp_min(1)
-        losses.append(batch_mean(per_sample))
+        mask = padding.mask(s, rows[0].shape[1])
+        each = _row_divergences(rows, mask, divergence, eps, norm_eps) * _row_weights(row_weights, index, rows[0])
+        losses.append(batch_mean(_mean_of_rows(each, mask)))
     return weighted(losses, weights, found)
 
 
@@ -134,13 +140,10 @@ def frame_similarity_loss(
     found, padding = pairs(student_features, teacher_features, lengths, padded_length)
     for index, (s, t) in enumerate(found):
         rows = [gather(x.movedim(2, 0).flatten(2), group, 1) for x in _frames_agree(s, t, padding)]
-        frames, batch = rows[0].shape[:2]
-        mask = padding.mask(s, frames)
+        mask = padding.mask(s, len(rows[0]))
         if mask is not None:
             mask = gather(mask, group).T
-        valid = None if mask is None else mask[:, None, :]
-        kernels = [(cosines(products(x, x), norm_eps) + 1) / 2 for x in rows]
-        each = row_divergence(*kernels, divergence, eps, valid) * _row_weights(row_weights, index, (frames, batch))
+        each = _row_divergences(rows, mask, divergence, eps, norm_eps) * _row_weights(row_weights, index, rows[0])
         if mask is None:
             total = each.sum() / max(each.numel(), 1)
         else:
@@ -188,8 +191,7 @@ def gram_loss(
             rows = [wide(resized(x, (x.shape[2], bands), padding)).movedim(3, 1).flatten(2) for x in (s, t)]
         normalised = [unit(products(x, x)) for x in rows]
         each = (normalised[0] - normalised[1]).square().sum(2)
-        per_sample = each.mean(1) if mask is None else each.sum(1) / mask.sum(1).clamp_min(1)
-        losses.append(batch_mean(per_sample))
+        losses.append(batch_mean(_mean_of_rows(each, mask)))
     return weighted(losses, weights, found)
 
 

@@ -6,6 +6,10 @@ namespace abckd {
 
 enum class Dtype { f32, f64, bf16, f16 };
 
+inline int64_t element_bytes(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
+// Of the maps and means of a feature.
+inline int64_t sum_bytes(Dtype dtype) { return dtype == Dtype::f64 ? 8 : 4; }
+
 // Frames of a padded batch (see windows.h); lengths may be null: every frame is valid.
 struct Padding {
   const int64_t* lengths;
