@@ -20,7 +20,6 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 MUST_BUILD = os.environ.get("ABCKD_BUILD_CUDA") == "1"
-LONGEST_FIRST = ("csrc/torch/module.cpp", "csrc/torch/ops.cpp", "csrc/torch/library.cpp")  # what includes torch
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 
 
@@ -38,6 +37,12 @@ def give_up(reason: str) -> dict:
 
 def sources(folder: str, pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / folder).glob(pattern))
+
+
+def torch_sources() -> list[str]:
+    """What includes torch, the file that takes longest first."""
+    files = [name for name in sources("csrc/torch", "*.cpp") if not name.endswith("/cuda.cpp")]
+    return sorted(files, key=lambda name: not name.endswith("/module.cpp"))
 
 
 def find_cuda() -> tuple[Path | None, str]:
@@ -102,7 +107,7 @@ def extension_options() -> dict:
         kind = cpp_extension.CUDAExtension if gpu_files else cpp_extension.CppExtension
         return kind(
             "abckd_kernels._C",
-            [*LONGEST_FIRST, *sources("csrc/cpu", "*.cpp"), *gpu_files],
+            [*torch_sources(), *sources("csrc/cpu", "*.cpp"), *gpu_files],
             include_dirs=[str(ROOT / "csrc" / "include")],
             define_macros=[("ABCKD_CUDA_ARCHITECTURES", f'"{architectures}"')],
             extra_compile_args={"cxx": flags, "nvcc": ["-O3"]},

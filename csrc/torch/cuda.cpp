@@ -11,8 +11,7 @@ using namespace abckd;
 
 cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 
-constexpr Launchers kCuda{
-    kMostMaps,
+constexpr TapLaunchers kTap{
     cuda::tap_forward_workspace,
     [](const TapArguments& a, const TapLayer* layers, int64_t count) {
       C10_CUDA_CHECK(cuda::tap_forward(a, layers, count, stream()));
@@ -20,6 +19,10 @@ constexpr Launchers kCuda{
     [](const TapArguments& a, const TapBackwardLayer* layers, int64_t count) {
       C10_CUDA_CHECK(cuda::tap_backward(a, layers, count, stream()));
     },
+};
+
+constexpr CompressLaunchers kCompress{
+    kMostMaps,
     cuda::compress_forward_workspace,
     [](const CompressArguments& a) { C10_CUDA_CHECK(cuda::compress_forward(a, stream())); },
     [](const CompressBackwardArguments& a) { C10_CUDA_CHECK(cuda::compress_backward(a, stream())); },
@@ -27,4 +30,7 @@ constexpr Launchers kCuda{
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(abckd, CUDA, library) { implement<kCuda>(library); }
+TORCH_LIBRARY_IMPL(abckd, CUDA, library) {
+  implement_tap<kTap>(library);
+  implement_compress<kCompress>(library);
+}

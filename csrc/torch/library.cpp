@@ -18,8 +18,8 @@ cpu::Threads torch_threads() {
 }
 
 // CPU kernels have their scratch memory on their threads' heaps.
-constexpr Launchers kCpu{
-    0,
+// CPU kernels have their scratch memory on their threads' heaps.
+constexpr TapLaunchers kTap{
     [](const TapArguments&, const TapLayer*, int64_t) -> int64_t { return 0; },
     [](const TapArguments& a, const TapLayer* layers, int64_t count) {
       cpu::kernels().tap_forward(a, layers, count, torch_threads());
@@ -27,6 +27,10 @@ constexpr Launchers kCpu{
     [](const TapArguments& a, const TapBackwardLayer* layers, int64_t count) {
       cpu::kernels().tap_backward(a, layers, count, torch_threads());
     },
+};
+
+constexpr CompressLaunchers kCompress{
+    0,
     [](const CompressArguments&) -> int64_t { return 0; },
     [](const CompressArguments& a) { cpu::kernels().compress_forward(a, torch_threads()); },
     [](const CompressBackwardArguments& a) { cpu::kernels().compress_backward(a, torch_threads()); },
@@ -51,4 +55,7 @@ TORCH_LIBRARY(abckd, library) {
       " SymInt padded_length) -> Tensor[]");
 }
 
-TORCH_LIBRARY_IMPL(abckd, CPU, library) { implement<kCpu>(library); }
+TORCH_LIBRARY_IMPL(abckd, CPU, library) {
+  implement_tap<kTap>(library);
+  implement_compress<kCompress>(library);
+}

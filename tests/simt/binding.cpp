@@ -82,12 +82,12 @@ void compress_backward(const CompressBackwardArguments& a) {
   check(cuda::compress_backward(a, nullptr));
 }
 
-constexpr Launchers kEmulated{
-    kMostMaps,        cuda::tap_forward_workspace,      tap_forward,
-    tap_backward,     cuda::compress_forward_workspace, compress_forward,
-    compress_backward,
-};
+constexpr TapLaunchers kTap{cuda::tap_forward_workspace, tap_forward, tap_backward};
+constexpr CompressLaunchers kCompress{kMostMaps, cuda::compress_forward_workspace, compress_forward, compress_backward};
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(abckd, CPU, library) { implement<kEmulated>(library); }
+TORCH_LIBRARY_IMPL(abckd, CPU, library) {
+  implement_tap<kTap>(library);
+  implement_compress<kCompress>(library);
+}

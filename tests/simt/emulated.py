@@ -14,6 +14,7 @@ import abckd_kernels  # noqa: F401 - declares the ops
 from . import HERE, Library, Unavailable, build
 
 ROOT = HERE.parent.parent
+OPS = ("tap", "compress")  # that have CUDA kernels
 
 
 @cache
@@ -28,7 +29,7 @@ def load() -> Library:
     path = build(
         "emulated",
         kernels=sorted((ROOT / "csrc" / "cuda").glob("*.cu")),
-        plain=[HERE / "binding.cpp", ROOT / "csrc" / "torch" / "ops.cpp"],
+        plain=[HERE / "binding.cpp", *(ROOT / "csrc" / "torch" / f"{op}.cpp" for op in OPS)],
         include=[ROOT, ROOT / "csrc" / "include", *cpp_extension.include_paths()],
         plain_flags=["-std=c++20", "-w"],
         link_flags=[f"-L{folder}" for folder in folders] + ["-ltorch", "-ltorch_cpu", "-lc10"],

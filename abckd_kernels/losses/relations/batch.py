@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..checks import check_choice
-from .features import Configured, batch_mean, check_equal, flat, gather, pairs, weighted
+from ..features import Configured, batch_mean, check_equal, flat, gather, pairs, weighted
 from .gram import cosines, eye, gram, inverse, root, row_divergence, squared_distances, wide
 
 Features = Tensor | Sequence[Tensor]

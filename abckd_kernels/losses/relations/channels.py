@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_choice
-from .features import Configured, Padding, batch_mean, check_equal, pairs, resized, smaller, weighted
+from ..features import Configured, Padding, batch_mean, check_equal, pairs, resized, smaller, weighted
 from .gram import cross_cosines, inverse, products, root, small, unit, wide
 
 Features = Tensor | Sequence[Tensor]

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..checks import check_choice
-from .features import (
+from ..features import (
     Configured,
     Padding,
     batch_mean,

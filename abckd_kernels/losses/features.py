@@ -1,4 +1,4 @@
-"""What the relational losses share before any mathematics: pairs of features, padding, resizing, gathering, weights.
+"""What losses on features share before any mathematics: pairs of features, padding, resizing, gathering, weights.
 
 The student's and the teacher's argument is each one tensor or a list; items at the same position form a pair. Frames
 beyond `lengths` become zero before anything else reads them, so that garbage there, NaN included, reaches neither loss
@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...ops import shapes
-from ..checks import check_weights
+from ..ops import shapes
+from .checks import check_weights
 
 __all__ = [
     "Configured",

@@ -1,0 +1,123 @@
+// compress over torch's tensors: checks, memory for the results, and the tables of pointers and sizes that launchers want.
+#include "compress.h"
+
+#include <algorithm>
+
+namespace abckd {
+namespace {
+
+void check_count(int64_t maps, const CompressLaunchers& launchers) {
+  TORCH_CHECK_VALUE(launchers.most_maps == 0 || maps <= launchers.most_maps, "maps: compress takes at most ",
+                    launchers.most_maps, " student and teacher maps together on this device, got ", maps,
+                    "; use_backend(\"triton\") has no such limit");
+}
+
+std::vector<Tensor> check_maps(at::TensorList maps, const Tensor& like) {
+  std::vector<Tensor> result;
+  for (const Tensor& map : maps) {
+    TORCH_CHECK_VALUE(map.dim() == 3 && map.size(0) == like.size(0) && map.size(1) > 0 && map.size(2) > 0,
+                      "maps: expected shape (", like.size(0), ", T, F), got ", map.sizes());
+    TORCH_CHECK_TYPE(map.scalar_type() == like.scalar_type(), "maps: expected ", like.scalar_type(), ", got ",
+                     map.scalar_type());
+    check_device("maps", map, like.device());
+    result.push_back(map.contiguous());
+  }
+  return result;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> compress_forward(const CompressLaunchers& launchers, at::TensorList student_maps,
+                                                            at::TensorList teacher_maps, const MaybeTensor& scores,
+                                                            const MaybeTensor& mask, at::IntArrayRef grid, bool per_frame,
+                                                            double temperature, const MaybeTensor& lengths,
+                                                            int64_t padded_length, bool gradients) {
+  TORCH_CHECK_VALUE(!student_maps.empty() && !teacher_maps.empty(), "maps: expected at least one of each network");
+  constexpr int64_t kMostCells = int64_t{1} << 31;
+  TORCH_CHECK_VALUE(grid.size() == 2 && grid[0] > 0 && grid[1] > 0 && grid[0] < kMostCells / grid[1],
+                    "grid: expected two positive sizes with a product below 2^31, got ", grid);
+  check_count(student_maps.size() + teacher_maps.size(), launchers);
+  const Tensor& like = student_maps[0];
+  const OnDeviceOf current(like);
+  TORCH_CHECK_TYPE(like.scalar_type() == at::kFloat || like.scalar_type() == at::kDouble,
+                   "maps: expected float32 or float64, got ", like.scalar_type());
+  const auto students = check_maps(student_maps, like), teachers = check_maps(teacher_maps, like);
+  const int64_t batch = like.size(0), n = student_maps.size(), m = teacher_maps.size();
+  const Lengths valid(lengths, padded_length, batch, like.device());
+  const auto options = like.options();
+  const Tensor distances = at::empty({batch, n}, options), attention = at::empty({batch, n, m}, options);
+  const Tensor attention_grads = gradients ? at::empty({batch, n, m}, options) : at::empty({0}, options);
+  const Tensor map_grads = gradients ? at::empty({batch, n, grid[0], grid[1]}, options) : at::empty({0}, options);
+
+  const auto describe = [](const std::vector<Tensor>& maps) {
+    std::vector<Map> result;
+    for (const Tensor& map : maps) result.push_back({map.const_data_ptr(), map.size(1), map.size(2)});
+    return result;
+  };
+  const auto student_table = describe(students), teacher_table = describe(teachers);
+  Tensor given_scores, given_mask;
+  if (scores.has_value()) {
+    check_shape("scores", *scores, attention.sizes());
+    check_device("scores", *scores, like.device());
+    given_scores = scores->to(like.scalar_type()).contiguous();
+  }
+  if (mask.has_value()) {
+    check_shape("mask", *mask, {n, m});
+    check_device("mask", *mask, like.device());
+    given_mask = mask->to(at::kBool).contiguous();
+  }
+  CompressArguments a{};
+  a.is_double = like.scalar_type() == at::kDouble;
+  a.batch = batch;
+  a.students = n;
+  a.teachers = m;
+  a.student_maps = student_table.data();
+  a.teacher_maps = teacher_table.data();
+  a.scores = given_scores.defined() ? given_scores.const_data_ptr() : nullptr;
+  a.mask = given_mask.defined() ? given_mask.const_data_ptr<bool>() : nullptr;
+  a.grid_frames = grid[0];
+  a.grid_bands = grid[1];
+  a.per_frame = per_frame;
+  a.temperature = temperature;
+  a.padding = valid.padding;
+  a.distances = distances.mutable_data_ptr();
+  a.attention = attention.mutable_data_ptr();
+  a.attention_grads = gradients ? attention_grads.mutable_data_ptr() : nullptr;
+  a.map_grads = gradients ? map_grads.mutable_data_ptr() : nullptr;
+  // An empty batch has no pointers worth testing for null.
+  if (batch > 0) {
+    const Tensor scratch = workspace(launchers.forward_workspace(a), like);
+    a.workspace = scratch.mutable_data_ptr();
+    launchers.forward(a);
+  }
+  return {distances, attention, attention_grads, map_grads};
+}
+
+std::vector<Tensor> compress_backward(const CompressLaunchers& launchers, const Tensor& distance_grads, const Tensor& map_grads,
+                                      at::IntArrayRef sizes, const MaybeTensor& lengths, int64_t padded_length) {
+  TORCH_CHECK_VALUE(map_grads.dim() == 4, "map_grads: expected (B, n, T, F), got ", map_grads.sizes(),
+                    "; empty where forward ran with gradients=False");
+  TORCH_CHECK_TYPE(map_grads.scalar_type() == at::kFloat || map_grads.scalar_type() == at::kDouble,
+                   "map_grads: expected float32 or float64, got ", map_grads.scalar_type());
+  const int64_t batch = map_grads.size(0), n = map_grads.size(1);
+  check_count(n, launchers);
+  check_shape("distance_grads", distance_grads, {batch, n});
+  check_device("distance_grads", distance_grads, map_grads.device());
+  TORCH_CHECK_VALUE(map_grads.size(2) > 0 && map_grads.size(3) > 0 && static_cast<int64_t>(sizes.size()) == 2 * n &&
+                        std::all_of(sizes.begin(), sizes.end(), [](int64_t size) { return size > 0; }),
+                    "sizes: expected two positive numbers per student map, got ", sizes);
+  const OnDeviceOf current(map_grads);
+  const Lengths valid(lengths, padded_length, batch, map_grads.device());
+  const Tensor distances = distance_grads.to(map_grads.scalar_type()).contiguous(), maps = map_grads.contiguous();
+  std::vector<Tensor> results;
+  std::vector<MapGrad> table;
+  for (int64_t i = 0; i < n; ++i) {
+    results.push_back(at::empty({batch, sizes[2 * i], sizes[2 * i + 1]}, map_grads.options()));
+    table.push_back({results.back().mutable_data_ptr(), sizes[2 * i], sizes[2 * i + 1]});
+  }
+  launchers.backward({map_grads.scalar_type() == at::kDouble, batch, n, distances.const_data_ptr(),
+                               maps.const_data_ptr(), map_grads.size(2), map_grads.size(3), valid.padding, table.data()});
+  return results;
+}
+
+}  // namespace abckd
