@@ -57,7 +57,7 @@ def sp_loss(
     weights: Sequence[float] | Tensor | None = None,
     group=None,
 ) -> Tensor:
-    """Similarity-preserving distillation (Tung and Mori, ICCV 2019, equation 4); arguments as in this module.
+    """Similarity-preserving distillation (Tung and Mori, ICCV 2019); arguments as in this module.
 
     G = X Xᵀ, R its rows scaled to norm 1, L = ||R_s - R_t||_F^2 / B^2; at least 0, at most 4 / B.
 
@@ -170,7 +170,7 @@ def rkd_loss(
     weights: Sequence[float] | Tensor | None = None,
     group=None,
 ) -> Tensor:
-    """Relational knowledge distillation (Park et al., CVPR 2019, equations 5 to 9); arguments as in this module.
+    """Relational knowledge distillation (Park et al., CVPR 2019); arguments as in this module.
 
     D_ij = ||x_i - x_j|| / mu, mu its mean over pairs of different samples; psi_ijk = cos of the angle at x_i between
     x_j and x_k; h = smooth L1 with beta 1. L = distance_weight mean h(D_s - D_t) + angle_weight mean h(psi_s - psi_t).
@@ -295,7 +295,7 @@ def cc_loss(
     weights: Sequence[float] | Tensor | None = None,
     group=None,
 ) -> Tensor:
-    """Correlation congruence (Peng et al., ICCV 2019, equations 5 to 10); arguments as in this module.
+    """Correlation congruence (Peng et al., ICCV 2019); arguments as in this module.
 
     L = ||K_s - K_t||_F^2 / B^2, K a kernel matrix of the samples.
 

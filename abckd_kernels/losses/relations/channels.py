@@ -96,7 +96,7 @@ def fsp_loss(
     padded_length: int | None = None,
     weights: Sequence[float] | Tensor | None = None,
 ) -> Tensor:
-    """Flow of solution procedure (Yim et al., CVPR 2017, equations 1 and 2); arguments as in this module, except that
+    """Flow of solution procedure (Yim et al., CVPR 2017); arguments as in this module, except that
     the lists hold at least two layers and n counts consecutive pairs (i, i + 1) of them.
 
     G = X_i X_i+1ᵀ / N per sample, N positions; L = mean over samples of sum (G_s - G_t)^2. Layers i and i + 1 of one
