@@ -2,6 +2,8 @@
 
 from . import relations
 from .abc import ABCLoss, abc_loss
+from .afd import AFDLoss, afd_loss
+from .attention import ATLoss, at_loss
 from .relations import *  # noqa: F403
 
-__all__ = ["ABCLoss", "abc_loss", *relations.__all__]
+__all__ = ["ABCLoss", "AFDLoss", "ATLoss", "abc_loss", "afd_loss", "at_loss", *relations.__all__]

@@ -28,3 +28,19 @@ class ValidBatchNorm(nn.BatchNorm1d):
             self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return ((centred * scale[:, None] + self.bias[:, None]) * valid).view_as(x)
+
+
+class NormalisedLinear(nn.Module):
+    """A linear layer and a batch normalisation of vectors (R, C); fewer than two rows have the running statistics."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, norm = self.linear(x), self.norm
+        if self.training and len(y) < 2:
+            return nn.functional.batch_norm(
+                y, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
+            )
+        return norm(y)
