@@ -5,5 +5,16 @@ from .abc import ABCLoss, abc_loss
 from .afd import AFDLoss, afd_loss
 from .attention import ATLoss, at_loss
 from .relations import *  # noqa: F403
+from .semckd import SemCKDLoss, semckd_loss
 
-__all__ = ["ABCLoss", "AFDLoss", "ATLoss", "abc_loss", "afd_loss", "at_loss", *relations.__all__]
+__all__ = [
+    "ABCLoss",
+    "AFDLoss",
+    "ATLoss",
+    "SemCKDLoss",
+    "abc_loss",
+    "afd_loss",
+    "at_loss",
+    "semckd_loss",
+    *relations.__all__,
+]
