@@ -128,7 +128,7 @@ class AFDLoss(nn.Module):
         self.distance, self.tap_options = distance, {"power": 2, "means": True}
         self.register_buffer("weights", check_weights(weights, m), persistent=False)
         self.keys = nn.ModuleList(NormalisedLinear(channels, dim) for channels in self.student_channels)
-        self.key_mixer = NormalisedLinear(dim, dim * m)
+        self.key_mixer = NormalisedLinear(dim, dim * m, bias=False)  # alike for all i, softmax_i would not see it
         self.queries = nn.ModuleList(NormalisedLinear(channels, dim) for channels in self.teacher_channels)
         self.student_embedding = nn.Parameter(torch.randn(n, dim) / dim**0.5)
         self.teacher_embedding = nn.Parameter(torch.randn(m, dim) / dim**0.5)

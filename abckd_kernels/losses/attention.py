@@ -9,11 +9,13 @@ of multi-view attention transfer (arXiv 2208.10367).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..ops import tap_all
 from ..ops.shapes import accumulation_dtype
 from ..ops.tap import check_power
 from .checks import check_choice
@@ -75,9 +77,12 @@ def at_loss(
     if "channel" in views:
         for index, (s, t) in enumerate(zip(students, teachers, strict=True)):
             check_equal(index, "channels", s.shape[1], t.shape[1])
-        energies = [[_channel_energies(x, power, padding) for x in group] for group in (students, teachers)]
-    if views == ("channel",):
-        maps = [[None] * len(group) for group in (students, teachers)]
+        alone = views == ("channel",)
+        both = [
+            [_MapAndEnergies.apply(padding.zeroed(x), power, not alone) for x in group]
+            for group in (students, teachers)
+        ]
+        maps, energies = ([[x[part] for x in group] for group in both] for part in range(2))
     else:
         maps = [taps.maps for taps in tapped(students, teachers, padding, power=power, means=False)]
     return _compared(maps, energies, distance, views, padding, weights)
@@ -135,7 +140,11 @@ def _compared(maps, energies, distance, views, padding, weights) -> Tensor:
             per_sample = distances([s], t, grid, on_frames)[:, 0]
             if distance == "mean":
                 per_sample = per_sample / cells(grid, on_frames)
-            per_view.append(batch_mean(root(per_sample) if distance == "norm" else per_sample))
+            if distance == "norm":
+                # What is left of two equal maps is rounding, whose norm would have a gradient of ordinary size.
+                noise = (8 * torch.finfo(per_sample.dtype).eps) ** 2
+                per_sample = root(per_sample.masked_fill(per_sample <= noise, 0))
+            per_view.append(batch_mean(per_sample))
             compared.append((s, t))
         losses.append(torch.stack(per_view).mean())
     return weighted(losses, weights, compared)
@@ -151,28 +160,31 @@ def _view(x: Tensor, view: str, index: int) -> Tensor:
     return x
 
 
-def _channel_energies(x: Tensor, power: int, padding: Padding) -> Tensor:
-    """Means over the positions of |x|^power, up to a factor that all channels of a sample share; (B, C)."""
-    return _Energies.apply(padding.zeroed(x), power)
+class _MapAndEnergies(torch.autograd.Function):
+    """The attention map, or None, and the means over all positions of |x|^power (B, C) of a feature without padding.
 
-
-class _Energies(torch.autograd.Function):
-    """Means over all positions of |x|^power without a second feature; backward makes the gradient alone."""
+    One gradient for both, so that it is rounded to the feature's dtype once: r |x|^(r-1) sign(x) (g_map / C + g / P).
+    Forward reads the feature twice and makes nothing of its size; backward makes the gradient in place.
+    """
 
     @staticmethod
-    def forward(x, power):
+    def forward(x, power, with_map):
         norms = torch.linalg.vector_norm(x.flatten(2), power, 2, dtype=accumulation_dtype(x.dtype))
-        return norms**power / x[0, 0].numel() if x.shape[0] else norms
+        (energy_map,) = tap_all([x], power=power, means=False)[1] if with_map else (None,)
+        return energy_map, norms**power / math.prod(x.shape[2:])
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, ctx.power = inputs
+        x, ctx.power, _ = inputs
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, map_grad, grad):
         (x,) = ctx.saved_tensors
-        slope = (x if ctx.power == 2 else x.sign()) * (grad * ctx.power / x[0, 0].numel()).view(
-            *grad.shape, *[1] * (x.dim() - 2)
-        )
-        return slope.to(x.dtype), None
+        slope = 0
+        if grad is not None:
+            slope = (grad * (ctx.power / math.prod(x.shape[2:]))).view(*grad.shape, *[1] * (x.dim() - 2))
+        if map_grad is not None:
+            slope = slope + map_grad.unsqueeze(1) * (ctx.power / x.shape[1])
+        return (slope * (x if ctx.power == 2 else x.sign())).to(x.dtype), None, None

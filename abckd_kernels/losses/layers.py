@@ -31,11 +31,16 @@ class ValidBatchNorm(nn.BatchNorm1d):
 
 
 class NormalisedLinear(nn.Module):
-    """A linear layer and a batch normalisation of vectors (R, C); fewer than two rows have the running statistics."""
+    """A linear layer and a batch normalisation of vectors (R, C); fewer than two rows have the running statistics.
 
-    def __init__(self, inputs: int, outputs: int):
+    The linear layer has no bias, since the normalisation would take it off again; `bias` is that behind it.
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True):
         super().__init__()
-        self.linear, self.norm = nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs)
+        self.linear, self.norm = nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs)
+        if not bias:
+            self.norm.bias = None
 
     def forward(self, x: Tensor) -> Tensor:
         y, norm = self.linear(x), self.norm

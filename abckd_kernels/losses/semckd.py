@@ -28,7 +28,7 @@ from .checks import (
 )
 from .features import Padding, batch_mean, flat, layers, resized, smaller, weighted
 from .layers import ValidBatchNorm
-from .relations.gram import gram, unit
+from .relations.gram import gram, unit, wide
 from .taps import cells
 
 __all__ = ["SemCKDLoss", "semckd_loss"]
@@ -64,7 +64,7 @@ def semckd_loss(
     groups = [student_features] if isinstance(student_features, Tensor) else student_features
     flattened = [y for x in groups for y in (x if isinstance(x, (list, tuple)) else [x])]
     students, teachers, padding = layers(flattened, teacher_features, lengths, padded_length)
-    m, students = len(teachers), iter(students)
+    m, students = len(teachers), iter([padding.zeroed(wide(x)) for x in students])
     projected = []
     for index, x in enumerate(groups):
         if isinstance(x, Tensor):
@@ -79,7 +79,7 @@ def semckd_loss(
                 expected = f"{t.dim()} axes and {t.shape[1]} channels as in teacher_features[{j}]"
                 raise ValueError(f"student_features[{i}]: expected {expected}, got {s.dim()} and {s.shape[1]}")
     return _calibrated(
-        [[padding.zeroed(s) for s in group] for group in projected],
+        projected,
         [padding.zeroed(t) for t in teachers],
         lambda i, j, s, t: _squared_error(s, t),
         attention,
@@ -196,7 +196,8 @@ class SemCKDLoss(nn.Module):
             for index, x in enumerate(features):
                 if x.dim() != 2 + self.spatial_axes:
                     raise ValueError(f"{name}[{index}]: expected {2 + self.spatial_axes} axes, got {tuple(x.shape)}")
-        students, teachers = ([padding.zeroed(x) for x in group] for group in (students, teachers))
+        # Half features are widened first: their gradient is a sum over teacher layers, to be rounded once.
+        students, teachers = [padding.zeroed(wide(x)) for x in students], [padding.zeroed(x) for x in teachers]
         # Autocast would round the projections to half precision before their difference is taken.
         with torch.autocast(students[0].device.type, enabled=False):
             students, attention = self._attention(students, teachers, padding)
