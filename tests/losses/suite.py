@@ -105,7 +105,7 @@ class Loss:
         return changed(student, lambda x: x, True), changed(teacher, lambda x: x, False)
 
     def features_of_training_size(self, dtype, batch=4):
-        """Features with 200 frames and 64 bands in the first layer, and ten times the channels where none are learned."""
+        """Features with 200 frames and 64 bands in the first layer, ten times the channels if nothing is learned."""
         if self.inputs is not None:
             assert self.large is not None, f"{self}: expected large=, which makes inputs of training size"
             student, teacher = self.large(dtype, batch, 0)
