@@ -6,6 +6,7 @@ from .afd import AFDLoss, afd_loss
 from .attention import ATLoss, at_loss
 from .relations import *  # noqa: F403
 from .semckd import SemCKDLoss, semckd_loss
+from .table import table
 
 __all__ = [
     "ABCLoss",
@@ -16,5 +17,6 @@ __all__ = [
     "afd_loss",
     "at_loss",
     "semckd_loss",
+    "table",
     *relations.__all__,
 ]
