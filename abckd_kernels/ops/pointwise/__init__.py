@@ -158,9 +158,7 @@ def _backward(ctx, grad):
     return tuple(results)
 
 
-backends.define(
-    "pointwise_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu",)
-)
+backends.define("pointwise_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu",))
 backends.define(
     "pointwise_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu",)
 )
