@@ -36,6 +36,11 @@ constexpr CompressLaunchers kCompress{
     [](const CompressBackwardArguments& a) { cpu::kernels().compress_backward(a, torch_threads()); },
 };
 
+constexpr GramLaunchers kGram{
+    [](const GramArguments& a) { cpu::kernels().gram_forward(a, torch_threads()); },
+    [](const GramBackwardArguments& a) { cpu::kernels().gram_backward(a, torch_threads()); },
+};
+
 }  // namespace
 
 // Equal to the schemas in abckd_kernels/ops, which check that they are.
@@ -53,9 +58,12 @@ TORCH_LIBRARY(abckd, library) {
   library.def(
       "compress_backward(Tensor distance_grads, Tensor map_grads, SymInt[] sizes, Tensor? lengths,"
       " SymInt padded_length) -> Tensor[]");
+  library.def("gram_forward(Tensor x, str axis, bool shifted) -> Tensor");
+  library.def("gram_backward(Tensor grad, Tensor x, str axis, bool shifted) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(abckd, CPU, library) {
   implement_tap<kTap>(library);
   implement_compress<kCompress>(library);
+  implement_gram<kGram>(library);
 }
