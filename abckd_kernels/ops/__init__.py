@@ -5,3 +5,7 @@ from .pointwise import pointwise
 from .tap import Tapped, tap, tap_all
 
 __all__ = ["Tapped", "compress", "pointwise", "tap", "tap_all"]
+from .gram import gram
+from .tap import Tapped, tap, tap_all
+
+__all__ = ["Tapped", "compress", "gram", "tap", "tap_all"]

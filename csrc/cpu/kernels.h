@@ -15,6 +15,8 @@ struct Kernels {
   void (*compress_backward)(const CompressBackwardArguments&, Threads);
   void (*pointwise_forward)(const PointwiseArguments&, Threads);
   void (*pointwise_backward)(const PointwiseBackwardArguments&, Threads);
+  void (*gram_forward)(const GramArguments&, Threads);
+  void (*gram_backward)(const GramBackwardArguments&, Threads);
 };
 
 const Kernels& kernels();

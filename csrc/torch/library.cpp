@@ -39,6 +39,9 @@ constexpr CompressLaunchers kCompress{
 constexpr PointwiseLaunchers kPointwise{
     [](const PointwiseArguments& a) { cpu::kernels().pointwise_forward(a, torch_threads()); },
     [](const PointwiseBackwardArguments& a) { cpu::kernels().pointwise_backward(a, torch_threads()); },
+constexpr GramLaunchers kGram{
+    [](const GramArguments& a) { cpu::kernels().gram_forward(a, torch_threads()); },
+    [](const GramBackwardArguments& a) { cpu::kernels().gram_backward(a, torch_threads()); },
 };
 
 }  // namespace
@@ -64,10 +67,13 @@ TORCH_LIBRARY(abckd, library) {
   library.def(
       "pointwise_backward(Tensor grad, Tensor student, Tensor teacher, Tensor? third, Tensor? per_channel, str kind,"
       " float parameter, Tensor? lengths, SymInt padded_length) -> Tensor[]");
+  library.def("gram_forward(Tensor x, str axis, bool shifted) -> Tensor");
+  library.def("gram_backward(Tensor grad, Tensor x, str axis, bool shifted) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(abckd, CPU, library) {
   implement_tap<kTap>(library);
   implement_compress<kCompress>(library);
   implement_pointwise<kPointwise>(library);
+  implement_gram<kGram>(library);
 }

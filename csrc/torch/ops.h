@@ -2,4 +2,5 @@
 #pragma once
 #include "compress.h"
 #include "pointwise.h"
+#include "gram.h"
 #include "tap.h"

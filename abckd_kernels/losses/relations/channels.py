@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..checks import check_choice
 from ..features import Configured, Padding, batch_mean, check_equal, pairs, resized, smaller, weighted
 from ..layers import ValidBatchNorm
-from .gram import cross_cosines, inverse, products, root, small, unit, wide
+from .gram import cross_cosines, gram, inverse, products, root, small, unit, wide
 
 Features = Tensor | Sequence[Tensor]
 
@@ -175,7 +175,7 @@ def _ickd(found: list[tuple[Tensor, Tensor]], reduction: str = "batch", weights=
     losses = []
     for index, (s, t) in enumerate(found):
         check_equal(index, "channels", s.shape[1], t.shape[1])
-        rows = [unit(products(x, x)) for x in (wide(s).flatten(2), wide(t).flatten(2))]
+        rows = [unit(gram(x, "channels")) for x in (s, t)]
         per_sample = (rows[0] - rows[1]).square().sum((1, 2)) / s.shape[1]
         losses.append(batch_mean(per_sample) / (max(len(s), 1) if reduction == "batch_squared" else 1))
     return weighted(losses, weights, found)

@@ -107,6 +107,21 @@ struct PointwiseBackwardArguments {
   const void* grad;             // [b, c], gradient of the sums
   void* student_result;         // laid out as the student
   void* third_result;           // likewise; null where the kind has no third
+// Groups of rows x[g, r, k], k = (o, i): at g * group_stride + r * row_stride + o * outer_stride + i elements from x, o < outer and
+// i < inner. shifted: all rows of a group but the first have the first subtracted.
+struct GramArguments {
+  Dtype dtype;
+  const void* x;
+  int64_t groups, rows, outer, inner;
+  int64_t group_stride, row_stride, outer_stride;
+  bool shifted;
+  double* grams;  // [g, r, r]; backward does not use it
+};
+
+struct GramBackwardArguments {
+  GramArguments gram;
+  const double* gram_grads;  // [g, r, r]
+  void* result;              // the gradient of x, laid out as x
 };
 
 }  // namespace abckd
