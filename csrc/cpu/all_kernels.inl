@@ -2,6 +2,8 @@
 #include "vector.inl"
 #include "tap.inl"
 #include "compress.inl"
+#include "power.inl"
+#include "spectral.inl"
 
 namespace abckd::cpu {
 extern const Kernels ABCKD_TABLE;
@@ -10,5 +12,6 @@ const Kernels ABCKD_TABLE = {
 #define ABCKD_NAME(name) ABCKD_TEXT(name)
     ABCKD_NAME(ABCKD_ISA),       ABCKD_ISA::tap_forward,       ABCKD_ISA::tap_backward,
     ABCKD_ISA::compress_forward, ABCKD_ISA::compress_backward,
+    ABCKD_ISA::spectral_forward, ABCKD_ISA::spectral_backward,
 };
 }  // namespace abckd::cpu

@@ -13,6 +13,8 @@ struct Kernels {
   void (*tap_backward)(const TapArguments&, const TapBackwardLayer*, int64_t layers, Threads);
   void (*compress_forward)(const CompressArguments&, Threads);
   void (*compress_backward)(const CompressBackwardArguments&, Threads);
+  void (*spectral_forward)(const SpectralArguments&, Threads);
+  void (*spectral_backward)(const SpectralArguments&, Threads);
 };
 
 const Kernels& kernels();

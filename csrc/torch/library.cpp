@@ -36,6 +36,12 @@ constexpr CompressLaunchers kCompress{
     [](const CompressBackwardArguments& a) { cpu::kernels().compress_backward(a, torch_threads()); },
 };
 
+constexpr SpectralLaunchers kSpectral{
+    [](const SpectralArguments&) -> int64_t { return 0; },
+    [](const SpectralArguments& a) { cpu::kernels().spectral_forward(a, torch_threads()); },
+    [](const SpectralArguments& a) { cpu::kernels().spectral_backward(a, torch_threads()); },
+};
+
 }  // namespace
 
 // Equal to the schemas in abckd_kernels/ops, which check that they are.
@@ -53,9 +59,16 @@ TORCH_LIBRARY(abckd, library) {
   library.def(
       "compress_backward(Tensor distance_grads, Tensor map_grads, SymInt[] sizes, Tensor? lengths,"
       " SymInt padded_length) -> Tensor[]");
+  library.def(
+      "spectral_forward(Tensor student, Tensor teacher, float exponent, float eps, Tensor? lengths,"
+      " SymInt padded_length) -> (Tensor, Tensor)");
+  library.def(
+      "spectral_backward(Tensor magnitude_grads, Tensor complex_grads, Tensor student, Tensor teacher, float exponent,"
+      " float eps, Tensor? lengths, SymInt padded_length) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(abckd, CPU, library) {
   implement_tap<kTap>(library);
   implement_compress<kCompress>(library);
+  implement_spectral<kSpectral>(library);
 }

@@ -1,4 +1,5 @@
 // Every op.
 #pragma once
 #include "compress.h"
+#include "spectral.h"
 #include "tap.h"
