@@ -9,3 +9,7 @@ from .gram import gram
 from .tap import Tapped, tap, tap_all
 
 __all__ = ["Tapped", "compress", "gram", "tap", "tap_all"]
+from .spectral import SpectralErrors, spectral
+from .tap import Tapped, tap, tap_all
+
+__all__ = ["SpectralErrors", "Tapped", "compress", "spectral", "tap", "tap_all"]

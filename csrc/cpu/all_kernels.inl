@@ -4,6 +4,8 @@
 #include "compress.inl"
 #include "pointwise.inl"
 #include "gram.inl"
+#include "power.inl"
+#include "spectral.inl"
 
 namespace abckd::cpu {
 extern const Kernels ABCKD_TABLE;
@@ -14,5 +16,6 @@ const Kernels ABCKD_TABLE = {
     ABCKD_ISA::compress_forward, ABCKD_ISA::compress_backward,
     ABCKD_ISA::pointwise_forward, ABCKD_ISA::pointwise_backward,
     ABCKD_ISA::gram_forward,     ABCKD_ISA::gram_backward,
+    ABCKD_ISA::spectral_forward, ABCKD_ISA::spectral_backward,
 };
 }  // namespace abckd::cpu

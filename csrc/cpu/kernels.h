@@ -17,6 +17,8 @@ struct Kernels {
   void (*pointwise_backward)(const PointwiseBackwardArguments&, Threads);
   void (*gram_forward)(const GramArguments&, Threads);
   void (*gram_backward)(const GramBackwardArguments&, Threads);
+  void (*spectral_forward)(const SpectralArguments&, Threads);
+  void (*spectral_backward)(const SpectralArguments&, Threads);
 };
 
 const Kernels& kernels();

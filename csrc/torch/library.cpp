@@ -42,6 +42,10 @@ constexpr PointwiseLaunchers kPointwise{
 constexpr GramLaunchers kGram{
     [](const GramArguments& a) { cpu::kernels().gram_forward(a, torch_threads()); },
     [](const GramBackwardArguments& a) { cpu::kernels().gram_backward(a, torch_threads()); },
+constexpr SpectralLaunchers kSpectral{
+    [](const SpectralArguments&) -> int64_t { return 0; },
+    [](const SpectralArguments& a) { cpu::kernels().spectral_forward(a, torch_threads()); },
+    [](const SpectralArguments& a) { cpu::kernels().spectral_backward(a, torch_threads()); },
 };
 
 }  // namespace
@@ -69,6 +73,11 @@ TORCH_LIBRARY(abckd, library) {
       " float parameter, Tensor? lengths, SymInt padded_length) -> Tensor[]");
   library.def("gram_forward(Tensor x, str axis, bool shifted) -> Tensor");
   library.def("gram_backward(Tensor grad, Tensor x, str axis, bool shifted) -> Tensor");
+      "spectral_forward(Tensor student, Tensor teacher, float exponent, float eps, Tensor? lengths,"
+      " SymInt padded_length) -> (Tensor, Tensor)");
+  library.def(
+      "spectral_backward(Tensor magnitude_grads, Tensor complex_grads, Tensor student, Tensor teacher, float exponent,"
+      " float eps, Tensor? lengths, SymInt padded_length) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(abckd, CPU, library) {
@@ -76,4 +85,5 @@ TORCH_LIBRARY_IMPL(abckd, CPU, library) {
   implement_compress<kCompress>(library);
   implement_pointwise<kPointwise>(library);
   implement_gram<kGram>(library);
+  implement_spectral<kSpectral>(library);
 }

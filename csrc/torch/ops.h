@@ -3,4 +3,5 @@
 #include "compress.h"
 #include "pointwise.h"
 #include "gram.h"
+#include "spectral.h"
 #include "tap.h"

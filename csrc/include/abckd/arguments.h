@@ -122,6 +122,21 @@ struct GramBackwardArguments {
   GramArguments gram;
   const double* gram_grads;  // [g, r, r]
   void* result;              // the gradient of x, laid out as x
+// Two spectra of pairs (re, im) that lie alike. The bins of a sample are runs of frames * inner neighbours, `inner` of each
+// frame, so that the bins that count are the first ones of each run.
+struct SpectralArguments {
+  Dtype dtype;
+  int64_t batch, bins, frames, inner;  // bins: of a sample
+  const void* student;
+  const void* teacher;
+  double exponent, eps;
+  Padding padding;
+  void* magnitude;  // [b], float (double for f64): forward's results, which are means, or the gradients that backward reads
+  void* complex;    // likewise
+  void* result;     // backward's, laid out as student
+  void* workspace;  // as in TapArguments
+
+  int64_t run() const { return frames * inner; }
 };
 
 }  // namespace abckd
