@@ -3,7 +3,7 @@
 from .backends import use_backend
 from .distill import Distiller, DistillerOutput
 from .losses import ABCLoss, abc_loss
-from .ops import Tapped, compress, tap, tap_all
+from .ops import Tapped, compress, divergence, tap, tap_all
 
 __version__ = "0.1.0"
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Tapped",
     "abc_loss",
     "compress",
+    "divergence",
     "tap",
     "tap_all",
     "use_backend",

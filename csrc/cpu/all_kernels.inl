@@ -1,7 +1,9 @@
 // Compiled once per instruction set, inside a namespace of its own. Needs ABCKD_ISA, ABCKD_VECTOR_BYTES, ABCKD_TABLE.
 #include "vector.inl"
+#include "exponential.inl"
 #include "tap.inl"
 #include "compress.inl"
+#include "divergence.inl"
 
 namespace abckd::cpu {
 extern const Kernels ABCKD_TABLE;
@@ -10,5 +12,6 @@ const Kernels ABCKD_TABLE = {
 #define ABCKD_NAME(name) ABCKD_TEXT(name)
     ABCKD_NAME(ABCKD_ISA),       ABCKD_ISA::tap_forward,       ABCKD_ISA::tap_backward,
     ABCKD_ISA::compress_forward, ABCKD_ISA::compress_backward,
+    ABCKD_ISA::divergence_forward, ABCKD_ISA::divergence_backward,
 };
 }  // namespace abckd::cpu

@@ -18,7 +18,6 @@ cpu::Threads torch_threads() {
 }
 
 // CPU kernels have their scratch memory on their threads' heaps.
-// CPU kernels have their scratch memory on their threads' heaps.
 constexpr TapLaunchers kTap{
     [](const TapArguments&, const TapLayer*, int64_t) -> int64_t { return 0; },
     [](const TapArguments& a, const TapLayer* layers, int64_t count) {
@@ -34,6 +33,11 @@ constexpr CompressLaunchers kCompress{
     [](const CompressArguments&) -> int64_t { return 0; },
     [](const CompressArguments& a) { cpu::kernels().compress_forward(a, torch_threads()); },
     [](const CompressBackwardArguments& a) { cpu::kernels().compress_backward(a, torch_threads()); },
+};
+
+constexpr DivergenceLaunchers kDivergence{
+    [](const DivergenceForwardArguments& a) { cpu::kernels().divergence_forward(a, torch_threads()); },
+    [](const DivergenceBackwardArguments& a) { cpu::kernels().divergence_backward(a, torch_threads()); },
 };
 
 }  // namespace
@@ -53,9 +57,16 @@ TORCH_LIBRARY(abckd, library) {
   library.def(
       "compress_backward(Tensor distance_grads, Tensor map_grads, SymInt[] sizes, Tensor? lengths,"
       " SymInt padded_length) -> Tensor[]");
+  library.def(
+      "divergence_forward(Tensor student, Tensor teacher, Tensor? ignore, int kind, float beta, float temperature,"
+      " bool gradients) -> (Tensor, Tensor)");
+  library.def(
+      "divergence_backward(Tensor value_grads, Tensor student, Tensor teacher, Tensor saved, int kind, float beta,"
+      " float temperature) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(abckd, CPU, library) {
   implement_tap<kTap>(library);
   implement_compress<kCompress>(library);
+  implement_divergence<kDivergence>(library);
 }
