@@ -1,15 +1,20 @@
 """The fused ops, one folder each: the op in __init__.py, its definition in reference.py, GPU kernels in triton.py."""
 
 from .compress import compress
-from .pointwise import pointwise
-from .tap import Tapped, tap, tap_all
-
-__all__ = ["Tapped", "compress", "pointwise", "tap", "tap_all"]
+from .divergence import divergence
 from .gram import gram
-from .tap import Tapped, tap, tap_all
-
-__all__ = ["Tapped", "compress", "gram", "tap", "tap_all"]
+from .pointwise import pointwise
 from .spectral import SpectralErrors, spectral
 from .tap import Tapped, tap, tap_all
 
-__all__ = ["SpectralErrors", "Tapped", "compress", "spectral", "tap", "tap_all"]
+__all__ = [
+    "SpectralErrors",
+    "Tapped",
+    "compress",
+    "divergence",
+    "gram",
+    "pointwise",
+    "spectral",
+    "tap",
+    "tap_all",
+]

@@ -1,11 +1,13 @@
 // Compiled once per instruction set, inside a namespace of its own. Needs ABCKD_ISA, ABCKD_VECTOR_BYTES, ABCKD_TABLE.
 #include "vector.inl"
+#include "exponential.inl"
 #include "tap.inl"
 #include "compress.inl"
 #include "pointwise.inl"
 #include "gram.inl"
 #include "power.inl"
 #include "spectral.inl"
+#include "divergence.inl"
 
 namespace abckd::cpu {
 extern const Kernels ABCKD_TABLE;
@@ -17,5 +19,6 @@ const Kernels ABCKD_TABLE = {
     ABCKD_ISA::pointwise_forward, ABCKD_ISA::pointwise_backward,
     ABCKD_ISA::gram_forward,     ABCKD_ISA::gram_backward,
     ABCKD_ISA::spectral_forward, ABCKD_ISA::spectral_backward,
+    ABCKD_ISA::divergence_forward, ABCKD_ISA::divergence_backward,
 };
 }  // namespace abckd::cpu

@@ -19,6 +19,8 @@ struct Kernels {
   void (*gram_backward)(const GramBackwardArguments&, Threads);
   void (*spectral_forward)(const SpectralArguments&, Threads);
   void (*spectral_backward)(const SpectralArguments&, Threads);
+  void (*divergence_forward)(const DivergenceForwardArguments&, Threads);
+  void (*divergence_backward)(const DivergenceBackwardArguments&, Threads);
 };
 
 const Kernels& kernels();

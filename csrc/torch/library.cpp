@@ -18,7 +18,6 @@ cpu::Threads torch_threads() {
 }
 
 // CPU kernels have their scratch memory on their threads' heaps.
-// CPU kernels have their scratch memory on their threads' heaps.
 constexpr TapLaunchers kTap{
     [](const TapArguments&, const TapLayer*, int64_t) -> int64_t { return 0; },
     [](const TapArguments& a, const TapLayer* layers, int64_t count) {
@@ -46,6 +45,9 @@ constexpr SpectralLaunchers kSpectral{
     [](const SpectralArguments&) -> int64_t { return 0; },
     [](const SpectralArguments& a) { cpu::kernels().spectral_forward(a, torch_threads()); },
     [](const SpectralArguments& a) { cpu::kernels().spectral_backward(a, torch_threads()); },
+constexpr DivergenceLaunchers kDivergence{
+    [](const DivergenceForwardArguments& a) { cpu::kernels().divergence_forward(a, torch_threads()); },
+    [](const DivergenceBackwardArguments& a) { cpu::kernels().divergence_backward(a, torch_threads()); },
 };
 
 }  // namespace
@@ -78,6 +80,11 @@ TORCH_LIBRARY(abckd, library) {
   library.def(
       "spectral_backward(Tensor magnitude_grads, Tensor complex_grads, Tensor student, Tensor teacher, float exponent,"
       " float eps, Tensor? lengths, SymInt padded_length) -> Tensor");
+      "divergence_forward(Tensor student, Tensor teacher, Tensor? ignore, int kind, float beta, float temperature,"
+      " bool gradients) -> (Tensor, Tensor)");
+  library.def(
+      "divergence_backward(Tensor value_grads, Tensor student, Tensor teacher, Tensor saved, int kind, float beta,"
+      " float temperature) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(abckd, CPU, library) {
@@ -86,4 +93,5 @@ TORCH_LIBRARY_IMPL(abckd, CPU, library) {
   implement_pointwise<kPointwise>(library);
   implement_gram<kGram>(library);
   implement_spectral<kSpectral>(library);
+  implement_divergence<kDivergence>(library);
 }

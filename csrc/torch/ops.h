@@ -4,4 +4,5 @@
 #include "pointwise.h"
 #include "gram.h"
 #include "spectral.h"
+#include "divergence.h"
 #include "tap.h"

@@ -137,6 +137,35 @@ struct SpectralArguments {
   void* workspace;  // as in TapArguments
 
   int64_t run() const { return frames * inner; }
+enum class DivergenceKind { kl, reverse_kl, jsd };
+
+// Two logit tensors [outer, classes, inner]; a row is one (outer, inner).
+struct DivergenceArguments {
+  Dtype dtype;
+  DivergenceKind kind;
+  double beta, temperature;
+  int64_t outer, classes, inner;
+  const void* student;
+  const void* teacher;
+};
+
+// Numbers that forward saves for each row, as planes [number][row], float (double for f64): maximum and log-sum-exp of the
+// student's row, those of the teacher's, and KL(q || p) or KL(q || m). Both log-sum-exp of a dead row are infinite.
+enum DivergenceSaved { kStudentMax, kStudentLog, kTeacherMax, kTeacherLog, kMoment };
+inline int64_t divergence_saved(DivergenceKind kind) { return kind == DivergenceKind::kl ? kMoment : kMoment + 1; }
+
+struct DivergenceForwardArguments {
+  DivergenceArguments of;
+  const bool* ignore;  // [row]; null: no row is
+  void* values;        // [row], float (double for f64)
+  void* saved;         // null: not wanted
+};
+
+struct DivergenceBackwardArguments {
+  DivergenceArguments of;
+  const void* value_grads;  // [row], float (double for f64), as saved
+  const void* saved;
+  void* result;  // gradient of the student's logits
 };
 
 }  // namespace abckd
