@@ -1,4 +1,5 @@
 // Every op.
 #pragma once
 #include "compress.h"
+#include "project.h"
 #include "tap.h"
