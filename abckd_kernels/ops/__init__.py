@@ -18,3 +18,7 @@ __all__ = [
     "tap",
     "tap_all",
 ]
+from .project import project
+from .tap import Tapped, tap, tap_all
+
+__all__ = ["Tapped", "compress", "project", "tap", "tap_all"]

@@ -8,6 +8,7 @@
 #include "power.inl"
 #include "spectral.inl"
 #include "divergence.inl"
+#include "project.inl"
 
 namespace abckd::cpu {
 extern const Kernels ABCKD_TABLE;
@@ -20,5 +21,6 @@ const Kernels ABCKD_TABLE = {
     ABCKD_ISA::gram_forward,     ABCKD_ISA::gram_backward,
     ABCKD_ISA::spectral_forward, ABCKD_ISA::spectral_backward,
     ABCKD_ISA::divergence_forward, ABCKD_ISA::divergence_backward,
+    ABCKD_ISA::project_forward,  ABCKD_ISA::project_backward,
 };
 }  // namespace abckd::cpu

@@ -21,6 +21,8 @@ struct Kernels {
   void (*spectral_backward)(const SpectralArguments&, Threads);
   void (*divergence_forward)(const DivergenceForwardArguments&, Threads);
   void (*divergence_backward)(const DivergenceBackwardArguments&, Threads);
+  void (*project_forward)(const ProjectArguments&, Threads);
+  void (*project_backward)(const ProjectBackwardArguments&, Threads);
 };
 
 const Kernels& kernels();

@@ -48,6 +48,9 @@ constexpr SpectralLaunchers kSpectral{
 constexpr DivergenceLaunchers kDivergence{
     [](const DivergenceForwardArguments& a) { cpu::kernels().divergence_forward(a, torch_threads()); },
     [](const DivergenceBackwardArguments& a) { cpu::kernels().divergence_backward(a, torch_threads()); },
+constexpr ProjectLaunchers kProject{
+    [](const ProjectArguments& a) { cpu::kernels().project_forward(a, torch_threads()); },
+    [](const ProjectBackwardArguments& a) { cpu::kernels().project_backward(a, torch_threads()); },
 };
 
 }  // namespace
@@ -85,6 +88,11 @@ TORCH_LIBRARY(abckd, library) {
   library.def(
       "divergence_backward(Tensor value_grads, Tensor student, Tensor teacher, Tensor saved, int kind, float beta,"
       " float temperature) -> Tensor");
+      "project_forward(Tensor student, Tensor weight, Tensor[] teachers, Tensor? bias, Tensor? attention,"
+      " Tensor? lengths, SymInt padded_length) -> Tensor");
+  library.def(
+      "project_backward(Tensor error_grads, Tensor student, Tensor weight, Tensor[] teachers, Tensor? bias,"
+      " Tensor? attention, Tensor? lengths, SymInt padded_length, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(abckd, CPU, library) {
@@ -94,4 +102,5 @@ TORCH_LIBRARY_IMPL(abckd, CPU, library) {
   implement_gram<kGram>(library);
   implement_spectral<kSpectral>(library);
   implement_divergence<kDivergence>(library);
+  implement_project<kProject>(library);
 }

@@ -5,4 +5,5 @@
 #include "gram.h"
 #include "spectral.h"
 #include "divergence.h"
+#include "project.h"
 #include "tap.h"
