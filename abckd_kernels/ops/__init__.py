@@ -4,6 +4,7 @@ from .compress import compress
 from .divergence import divergence
 from .gram import gram
 from .pointwise import pointwise
+from .project import project
 from .spectral import SpectralErrors, spectral
 from .tap import Tapped, tap, tap_all
 
@@ -14,11 +15,8 @@ __all__ = [
     "divergence",
     "gram",
     "pointwise",
+    "project",
     "spectral",
     "tap",
     "tap_all",
 ]
-from .project import project
-from .tap import Tapped, tap, tap_all
-
-__all__ = ["Tapped", "compress", "project", "tap", "tap_all"]

@@ -32,6 +32,8 @@ constexpr SpectralLaunchers kSpectral{
     cuda::spectral_forward_workspace,
     [](const SpectralArguments& a) { C10_CUDA_CHECK(cuda::spectral_forward(a, stream())); },
     [](const SpectralArguments& a) { C10_CUDA_CHECK(cuda::spectral_backward(a, stream())); },
+};
+
 constexpr DivergenceLaunchers kDivergence{
     [](const DivergenceForwardArguments& a) { C10_CUDA_CHECK(cuda::divergence_forward(a, stream())); },
     [](const DivergenceBackwardArguments& a) { C10_CUDA_CHECK(cuda::divergence_backward(a, stream())); },

@@ -16,6 +16,8 @@ struct Padding {
   int64_t padded_length;
 };
 
+// ------------------------------------------------------------------------------------------------ tap
+
 // A feature x[b, c, p] with p = (frame, band), and what tap forward writes for it.
 struct TapLayer {
   const void* x;
@@ -38,6 +40,8 @@ struct TapArguments {
   Padding padding;
   void* workspace;  // as many bytes as the device's launcher asks for; null where it asks for none
 };
+
+// ------------------------------------------------------------------------------------------------ compress
 
 // Student and teacher maps together that compress takes on CUDA: what fits into 4 KB of kernel parameters
 // and 48 KB of shared memory.
@@ -107,6 +111,10 @@ struct PointwiseBackwardArguments {
   const void* grad;             // [b, c], gradient of the sums
   void* student_result;         // laid out as the student
   void* third_result;           // likewise; null where the kind has no third
+};
+
+// ------------------------------------------------------------------------------------------------ gram
+
 // Groups of rows x[g, r, k], k = (o, i): at g * group_stride + r * row_stride + o * outer_stride + i elements from x, o < outer and
 // i < inner. shifted: all rows of a group but the first have the first subtracted.
 struct GramArguments {
@@ -122,6 +130,10 @@ struct GramBackwardArguments {
   GramArguments gram;
   const double* gram_grads;  // [g, r, r]
   void* result;              // the gradient of x, laid out as x
+};
+
+// ------------------------------------------------------------------------------------------------ spectral
+
 // Two spectra of pairs (re, im) that lie alike. The bins of a sample are runs of frames * inner neighbours, `inner` of each
 // frame, so that the bins that count are the first ones of each run.
 struct SpectralArguments {
@@ -137,6 +149,10 @@ struct SpectralArguments {
   void* workspace;  // as in TapArguments
 
   int64_t run() const { return frames * inner; }
+};
+
+// ------------------------------------------------------------------------------------------------ divergence
+
 enum class DivergenceKind { kl, reverse_kl, jsd };
 
 // Two logit tensors [outer, classes, inner]; a row is one (outer, inner).
@@ -166,6 +182,10 @@ struct DivergenceBackwardArguments {
   const void* value_grads;  // [row], float (double for f64), as saved
   const void* saved;
   void* result;  // gradient of the student's logits
+};
+
+// ------------------------------------------------------------------------------------------------ project
+
 // A feature of project: x[b, c, p].
 struct ProjectFeature {
   const void* x;
