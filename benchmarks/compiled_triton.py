@@ -19,6 +19,8 @@ from triton.compiler import ASTSource
 
 from abckd_kernels.ops import triton_layers
 from abckd_kernels.ops.compress import triton as compress_kernels
+from abckd_kernels.ops.pointwise import KINDS
+from abckd_kernels.ops.pointwise import triton as pointwise_kernels
 from abckd_kernels.ops.tap import triton as tap_kernels
 
 from . import machine_code
@@ -27,7 +29,7 @@ from .compiled import JOBS, Kernel, dump
 TARGETS = [GPUTarget("cuda", arch, 32) for arch in (80, 86, 90, 100, 120)] + [GPUTarget("hip", "gfx942", 64)]
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
             torch.int64: "*i64", torch.int8: "*i8"}  # fmt: skip
-OPS = {tap_kernels: "tap", compress_kernels: "compress"}
+OPS = {tap_kernels: "tap", compress_kernels: "compress", pointwise_kernels: "pointwise"}
 
 
 class Launches(list):
@@ -41,17 +43,16 @@ class Launches(list):
 @contextmanager
 def recorded(target: GPUTarget = TARGETS[0]) -> Iterator[Launches]:
     """Launches of the ops in the block, as they would be on the target; nothing runs."""
-    launches, warp = Launches(), tap_kernels.WARP
-    originals = {module: module.launch for module in OPS}
-    tap_kernels.WARP = target.warp_size
-    for module in OPS:
-        module.launch = launches
+    launches = Launches()
+    replaced = {"launch": launches, "WARP": target.warp_size}
+    originals = [(op, name, getattr(op, name)) for op in OPS for name in replaced if hasattr(op, name)]
+    for op, name, _ in originals:
+        setattr(op, name, replaced[name])
     try:
         yield launches
     finally:
-        tap_kernels.WARP = warp
-        for module, launch in originals.items():
-            module.launch = launch
+        for op, name, original in originals:
+            setattr(op, name, original)
 
 
 def features(dtype: torch.dtype, channels_last: bool = False) -> list[torch.Tensor]:
@@ -90,6 +91,15 @@ def compress_with_learned_scores(gradients: bool) -> None:
     compress_kernels.forward(students, teachers, scores, None, [200, 64], False, 0.1, None, 200, gradients)
 
 
+def pointwise(kind: str, dtype: torch.dtype, channels_last: bool = False, lengths: torch.Tensor | None = None) -> None:
+    student, teacher = features(dtype, channels_last)[1:]
+    third = teacher if KINDS[kind].third else None
+    per_channel = torch.empty(64) if KINDS[kind].per_channel else None
+    operands = student, teacher, third, per_channel, kind, KINDS[kind].parameter or 0.0, lengths, 200
+    sums = pointwise_kernels.forward(*operands)
+    pointwise_kernels.backward(sums, *operands)
+
+
 LAYOUTS = {"contiguous": False, "channels_last": True}
 CASES: dict[str, Callable[[], None]] = {
     **{
@@ -97,6 +107,13 @@ CASES: dict[str, Callable[[], None]] = {
         lambda run=run, dtype=dtype, last=last: run(dtype, last)
         for run in (tap, tap_with_means_and_lengths)
         for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+        for layout, last in LAYOUTS.items()
+    },
+    **{
+        f"{kind}, {str(dtype).removeprefix('torch.')}, {layout}":
+        lambda kind=kind, dtype=dtype, last=last: pointwise(kind, dtype, last, torch.tensor([200, 77]))
+        for kind in KINDS
+        for dtype in (torch.float32, torch.float64, torch.bfloat16)
         for layout, last in LAYOUTS.items()
     },
     "per sample, on the grid": lambda: compress([200, 64], False),

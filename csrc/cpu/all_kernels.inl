@@ -2,6 +2,7 @@
 #include "vector.inl"
 #include "tap.inl"
 #include "compress.inl"
+#include "pointwise.inl"
 
 namespace abckd::cpu {
 extern const Kernels ABCKD_TABLE;
@@ -10,5 +11,6 @@ const Kernels ABCKD_TABLE = {
 #define ABCKD_NAME(name) ABCKD_TEXT(name)
     ABCKD_NAME(ABCKD_ISA),       ABCKD_ISA::tap_forward,       ABCKD_ISA::tap_backward,
     ABCKD_ISA::compress_forward, ABCKD_ISA::compress_backward,
+    ABCKD_ISA::pointwise_forward, ABCKD_ISA::pointwise_backward,
 };
 }  // namespace abckd::cpu

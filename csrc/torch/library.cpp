@@ -36,6 +36,11 @@ constexpr CompressLaunchers kCompress{
     [](const CompressBackwardArguments& a) { cpu::kernels().compress_backward(a, torch_threads()); },
 };
 
+constexpr PointwiseLaunchers kPointwise{
+    [](const PointwiseArguments& a) { cpu::kernels().pointwise_forward(a, torch_threads()); },
+    [](const PointwiseBackwardArguments& a) { cpu::kernels().pointwise_backward(a, torch_threads()); },
+};
+
 }  // namespace
 
 // Equal to the schemas in abckd_kernels/ops, which check that they are.
@@ -53,9 +58,16 @@ TORCH_LIBRARY(abckd, library) {
   library.def(
       "compress_backward(Tensor distance_grads, Tensor map_grads, SymInt[] sizes, Tensor? lengths,"
       " SymInt padded_length) -> Tensor[]");
+  library.def(
+      "pointwise_forward(Tensor student, Tensor teacher, Tensor? third, Tensor? per_channel, str kind, float parameter,"
+      " Tensor? lengths, SymInt padded_length) -> Tensor");
+  library.def(
+      "pointwise_backward(Tensor grad, Tensor student, Tensor teacher, Tensor? third, Tensor? per_channel, str kind,"
+      " float parameter, Tensor? lengths, SymInt padded_length) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(abckd, CPU, library) {
   implement_tap<kTap>(library);
   implement_compress<kCompress>(library);
+  implement_pointwise<kPointwise>(library);
 }

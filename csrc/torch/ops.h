@@ -1,4 +1,5 @@
 // Every op.
 #pragma once
 #include "compress.h"
+#include "pointwise.h"
 #include "tap.h"
