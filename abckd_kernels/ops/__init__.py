@@ -2,6 +2,7 @@
 
 from .compress import compress
 from .pointwise import pointwise
+from .project import project
 from .tap import Tapped, tap, tap_all
 
-__all__ = ["Tapped", "compress", "pointwise", "tap", "tap_all"]
+__all__ = ["Tapped", "compress", "pointwise", "project", "tap", "tap_all"]

@@ -3,6 +3,7 @@
 #include "tap.inl"
 #include "compress.inl"
 #include "pointwise.inl"
+#include "project.inl"
 
 namespace abckd::cpu {
 extern const Kernels ABCKD_TABLE;
@@ -12,5 +13,6 @@ const Kernels ABCKD_TABLE = {
     ABCKD_NAME(ABCKD_ISA),       ABCKD_ISA::tap_forward,       ABCKD_ISA::tap_backward,
     ABCKD_ISA::compress_forward, ABCKD_ISA::compress_backward,
     ABCKD_ISA::pointwise_forward, ABCKD_ISA::pointwise_backward,
+    ABCKD_ISA::project_forward,  ABCKD_ISA::project_backward,
 };
 }  // namespace abckd::cpu

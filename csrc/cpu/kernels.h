@@ -15,6 +15,8 @@ struct Kernels {
   void (*compress_backward)(const CompressBackwardArguments&, Threads);
   void (*pointwise_forward)(const PointwiseArguments&, Threads);
   void (*pointwise_backward)(const PointwiseBackwardArguments&, Threads);
+  void (*project_forward)(const ProjectArguments&, Threads);
+  void (*project_backward)(const ProjectBackwardArguments&, Threads);
 };
 
 const Kernels& kernels();

@@ -41,6 +41,11 @@ constexpr PointwiseLaunchers kPointwise{
     [](const PointwiseBackwardArguments& a) { cpu::kernels().pointwise_backward(a, torch_threads()); },
 };
 
+constexpr ProjectLaunchers kProject{
+    [](const ProjectArguments& a) { cpu::kernels().project_forward(a, torch_threads()); },
+    [](const ProjectBackwardArguments& a) { cpu::kernels().project_backward(a, torch_threads()); },
+};
+
 }  // namespace
 
 // Equal to the schemas in abckd_kernels/ops, which check that they are.
@@ -64,10 +69,17 @@ TORCH_LIBRARY(abckd, library) {
   library.def(
       "pointwise_backward(Tensor grad, Tensor student, Tensor teacher, Tensor? third, Tensor? per_channel, str kind,"
       " float parameter, Tensor? lengths, SymInt padded_length) -> Tensor[]");
+  library.def(
+      "project_forward(Tensor student, Tensor weight, Tensor[] teachers, Tensor? bias, Tensor? attention,"
+      " Tensor? lengths, SymInt padded_length) -> Tensor");
+  library.def(
+      "project_backward(Tensor error_grads, Tensor student, Tensor weight, Tensor[] teachers, Tensor? bias,"
+      " Tensor? attention, Tensor? lengths, SymInt padded_length, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(abckd, CPU, library) {
   implement_tap<kTap>(library);
   implement_compress<kCompress>(library);
   implement_pointwise<kPointwise>(library);
+  implement_project<kProject>(library);
 }

@@ -2,4 +2,5 @@
 #pragma once
 #include "compress.h"
 #include "pointwise.h"
+#include "project.h"
 #include "tap.h"

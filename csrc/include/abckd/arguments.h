@@ -109,4 +109,35 @@ struct PointwiseBackwardArguments {
   void* third_result;           // likewise; null where the kind has no third
 };
 
+// ------------------------------------------------------------------------------------------------ project
+
+// A feature of project: x[b, c, p].
+struct ProjectFeature {
+  const void* x;
+  Dtype dtype;
+  bool channels_last;  // x lies as [b, p, c] instead of [b, c, p]
+};
+
+struct ProjectArguments {
+  bool is_double;  // sums, parameters and their gradients
+  int64_t batch, student_channels, teacher_channels, frames, bands;
+  ProjectFeature student;
+  const ProjectFeature* teachers;
+  int64_t teacher_count;
+  const void* weight;     // [d, c]
+  const void* bias;       // [d]; may be null
+  const void* attention;  // [b, j]; null: one teacher, as it is
+  Padding padding;
+  void* errors;  // [b]; null in backward
+};
+
+struct ProjectBackwardArguments {
+  ProjectArguments forward;
+  const void* error_grads;  // [b]
+  void* student_grad;       // laid out as the student; null: not wanted, as the next three
+  void* weight_grad;        // [d, c]
+  void* bias_grad;          // [d]
+  void* attention_grad;     // [b, j]
+};
+
 }  // namespace abckd
