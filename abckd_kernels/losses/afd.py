@@ -23,9 +23,9 @@ from .checks import (
     check_layer_count,
     check_weights,
 )
-from .features import Padding, batch_mean, layers, weighted
+from .features import batch_mean, layers, weighted
 from .layers import NormalisedLinear
-from .taps import Taps, cells, distances, tapped
+from .taps import Taps, cells, distances, padding_of, tapped
 
 __all__ = ["AFDLoss", "afd_loss"]
 
@@ -157,10 +157,8 @@ class AFDLoss(nn.Module):
         check_layer_count("teacher_features", len(teacher_maps), self.teacher_channels)
         check_layer_channels("student_features", student_means, self.student_channels)
         check_layer_channels("teacher_features", teacher_means, self.teacher_channels)
-        if padded_length is None:
-            padded_length = max(x.shape[1] for x in (*student_maps, *teacher_maps))
         attention = self._attention(student_means, teacher_means)
-        padding = Padding(lengths, padded_length)
+        padding = padding_of([student, teacher], lengths, padded_length)
         loss = _attended(student_maps, teacher_maps, attention, self.distance, padding, self.weights)
         return loss, attention
 

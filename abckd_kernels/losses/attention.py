@@ -21,7 +21,7 @@ from ..ops.tap import check_power
 from .checks import check_choice
 from .features import Configured, Padding, batch_mean, check_equal, check_pairs, layers, weighted
 from .relations.gram import root
-from .taps import Taps, cells, distances, tapped
+from .taps import Taps, cells, distances, padding_of, tapped
 
 __all__ = ["ATLoss", "at_loss"]
 
@@ -109,9 +109,7 @@ class ATLoss(Configured):
     ) -> tuple[Tensor, None]:
         """The loss of what `tap` took with `tap_options` from the layers of both networks; there is no attention."""
         check_pairs(len(student[0]), len(teacher[0]))
-        if padded_length is None:
-            padded_length = max(x.shape[1] for x in (*student[0], *teacher[0]))
-        maps, padding = [student[0], teacher[0]], Padding(lengths, padded_length)
+        maps, padding = [student[0], teacher[0]], padding_of([student, teacher], lengths, padded_length)
         distance, views = self.options.get("distance", "sum"), tuple(self.options.get("views", ("position",)))
         return _compared(maps, [], distance, views, padding, self.options.get("weights")), None
 

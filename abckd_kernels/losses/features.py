@@ -106,11 +106,17 @@ def pairs(
     padded_length: int | None,
     *,
     vectors: bool = False,
+    zeroed: bool = True,
 ) -> tuple[list[tuple[Tensor, Tensor]], Padding]:
-    """[(student, teacher), ...], as `layers` checks them, padded frames zero; and the padding."""
+    """[(student, teacher), ...], as `layers` checks them, padded frames zero; and the padding.
+
+    zeroed    False leaves padded frames as they are, for ops that do not read them: zeroing costs a copy.
+    """
     students, teachers, padding = layers(student_features, teacher_features, lengths, padded_length, vectors=vectors)
     check_pairs(len(students), len(teachers))
-    return [(padding.zeroed(s), padding.zeroed(t)) for s, t in zip(students, teachers, strict=True)], padding
+    if zeroed:
+        students, teachers = ([padding.zeroed(x) for x in group] for group in (students, teachers))
+    return list(zip(students, teachers, strict=True)), padding
 
 
 def check_pairs(n: int, m: int) -> None:

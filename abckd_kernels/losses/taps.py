@@ -10,7 +10,7 @@ from torch import Tensor
 from ..ops import compress, shapes, tap_all
 from .features import Padding
 
-__all__ = ["Taps", "cells", "distances", "tapped"]
+__all__ = ["Taps", "cells", "distances", "padding_of", "tapped"]
 
 
 class Taps(NamedTuple):
@@ -27,6 +27,14 @@ def tapped(
     n = len(students)
     _, maps, channel_means = tap_all([*students, *teachers], power=power, means=means, **padding._asdict())
     return Taps(maps[:n], channel_means[:n]), Taps(maps[n:], channel_means[n:])
+
+
+def padding_of(taps: Sequence[Taps], lengths: Tensor | None, padded_length: int | None) -> Padding:
+    """The padding of features of which only the taps are left; `padded_length` defaults to T of the largest map."""
+    maps = [x for group in taps for x in group[0]]
+    lengths = shapes.check_lengths(lengths, maps[0].shape[0], maps[0].device)
+    padded_length = max(x.shape[1] for x in maps) if padded_length is None else padded_length
+    return Padding(lengths, shapes.check_padded_length(padded_length))
 
 
 def distances(students: Sequence[Tensor], teacher: Tensor, grid: Sequence[int], padding: Padding) -> Tensor:
