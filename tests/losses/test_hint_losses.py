@@ -17,28 +17,31 @@ from abckd_kernels.losses.hints.connector import Connector
 
 OTHER = (3, 9, 4)  # another size
 WIDE = (4, 6, 5)  # other channels
-SCALES = torch.linspace(-1, 2, 3, dtype=torch.float64)
-MARGINS = -torch.linspace(0.1, 0.9, 3, dtype=torch.float64)
 MODULE = "with learned parts: its own row"
 
 
-def log_variances(student, teacher):
-    return {"log_variances": student.flip(-1) * 0.5}
+def per_layer(name, make):
+    """Argument `name` of a loss: make(student) for a feature, a list of these for a list."""
+
+    def extra(student, teacher):
+        return {name: make(student) if isinstance(student, torch.Tensor) else [make(x) for x in student]}
+
+    return extra
 
 
-def with_scales(student, teacher):
-    return {"scales": SCALES.to(torch.promote_types(student.dtype, torch.float32))}
+def like(values):
+    return lambda x: values.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def with_margins(student, teacher):
-    return {"margins": MARGINS.to(torch.promote_types(student.dtype, torch.float32))}
-
+log_variances = per_layer("log_variances", lambda x: x.flip(-1) * 0.5)
+with_scales = per_layer("scales", like(torch.linspace(-1, 2, 3, dtype=torch.float64)))
+with_margins = per_layer("margins", like(-torch.linspace(0.1, 0.9, 3, dtype=torch.float64)))
 
 signed = {"nonnegative": False, "zero_at_equality": False}
 apart = {"zero_at_equality": False}  # where the margin is not reached
 plain = {"teacher": (3, 6, 5), "invariant": "batch"}
 sized = {"teacher": OTHER, "invariant": "batch"}
-learned = {"teacher": WIDE, "of_batch": True, **signed}
+learned = {"teacher": WIDE, "invariant": "batch", "of_batch": True, **signed}
 no_module = {"excused": {"test_module_is_the_function": MODULE}}
 LOSSES = [
     Loss("hint", h.hint_loss, naive.hint, vectors=True, **plain, **no_module),
@@ -48,19 +51,18 @@ LOSSES = [
     Loss("vid", None, naive.vid_module, module=lambda: h.VIDLoss(3, 4), teacher=WIDE, invariant="batch", **signed),
     Loss("pad", h.pad_loss, naive.pad, extra=log_variances, **plain, **signed, **no_module),
     Loss("pad", h.pad_loss, naive.pad, extra=log_variances, options={"eps": 0.1}, **sized, **signed, **no_module),
-    Loss("pad", None, naive.pad_module, module=lambda: h.PADLoss(3, 4), invariant="batch", **learned),
-    Loss("pad", None, naive.pad_module, module=lambda: h.PADLoss(3, 3), invariant="batch",
-         **learned | {"teacher": (3, 6, 5)}),
+    Loss("pad", None, naive.pad_module, module=lambda: h.PADLoss(3, 4), **learned),
+    Loss("pad", None, naive.pad_module, module=lambda: h.PADLoss(3, 3), **learned | {"teacher": (3, 6, 5)}),
     Loss("srd", h.srd_loss, naive.srd, vectors=True, **plain, **no_module),
     Loss("srd", h.srd_loss, naive.srd, options={"exponent": 1.5}, **sized, **no_module),
     Loss("srd", h.srd_loss, naive.srd, options={"reduction": "batch"}, of_batch=True, **plain, **signed, **no_module),
-    Loss("srd", None, naive.srd_module, module=lambda: h.SRDLoss(3, 4), invariant="scale batch", **learned),
+    Loss("srd", None, naive.srd_module, module=lambda: h.SRDLoss(3, 4), **learned),
     Loss("ab", h.ab_loss, naive.ab, **plain, **apart),
     Loss("ab", h.ab_loss, naive.ab, options={"margin": 0.3, "reduction": "sum"}, **sized, **apart),
-    Loss("ab", None, naive.ab_module, module=lambda: h.ABLoss(3, 4), invariant="scale batch", **learned),
+    Loss("ab", None, naive.ab_module, module=lambda: h.ABLoss(3, 4), **learned),
     Loss("ofd", h.ofd_loss, naive.ofd, extra=with_margins, **plain, **no_module),
     Loss("ofd", h.ofd_loss, naive.ofd, extra=with_margins, options={"reduction": "sum"}, **sized, **no_module),
-    Loss("ofd", None, naive.ofd_module, module=lambda: h.OFDLoss(3, 4), invariant="scale batch", **learned),
+    Loss("ofd", None, naive.ofd_module, module=lambda: h.OFDLoss(3, 4), **learned),
 ]  # fmt: skip
 
 
