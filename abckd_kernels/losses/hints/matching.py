@@ -79,7 +79,7 @@ class Learned(nn.Module):
         raise NotImplementedError
 
     def prepared(self, layer: nn.Module, s: Tensor, t: Tensor, padding: Padding) -> tuple:
-        """What the loss wants of a pair."""
+        """What the loss wants of a pair; `s` has the dtype of the layer's parameters, and zero in padded frames."""
         raise NotImplementedError
 
     def forward(
@@ -104,7 +104,9 @@ class Learned(nn.Module):
                     )
             with torch.autocast(pair[0].device.type, enabled=False):
                 s, t = on_one_grid(*pair, padding)
-                made.append(self.prepared(layer, padding.zeroed(s), t, padding))
+                # Once for all that reads it: in half precision its gradient is then rounded once.
+                s = padding.zeroed(s.to(next(layer.parameters()).dtype))
+                made.append(self.prepared(layer, s, t, padding))
         return self.loss(made, padding)
 
     def extra_repr(self) -> str:
