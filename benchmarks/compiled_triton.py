@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 
 from abckd_kernels.ops import triton_layers
 from abckd_kernels.ops.compress import triton as compress_kernels
+from abckd_kernels.ops.project import triton as project_kernels
 from abckd_kernels.ops.tap import triton as tap_kernels
 
 from . import machine_code
@@ -27,29 +28,32 @@ from .compiled import JOBS, Kernel, dump
 TARGETS = [GPUTarget("cuda", arch, 32) for arch in (80, 86, 90, 100, 120)] + [GPUTarget("hip", "gfx942", 64)]
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
             torch.int64: "*i64", torch.int8: "*i8"}  # fmt: skip
-OPS = {tap_kernels: "tap", compress_kernels: "compress"}
+OPS = {tap_kernels: "tap", compress_kernels: "compress", project_kernels: "project"}
 
 
 class Launches(list):
     """Stands in for `launch`: (kernel, positional arguments, constants, options) of each call."""
 
     def __call__(self, kernel, programs, like, *args, **constants):
-        options = {"num_warps": constants.pop("num_warps", 4)}
+        options = {"num_warps": 4} | {
+            name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants
+        }
         self.append((kernel, args, constants, options))
 
 
 @contextmanager
 def recorded(target: GPUTarget = TARGETS[0]) -> Iterator[Launches]:
     """Launches of the ops in the block, as they would be on the target; nothing runs."""
-    launches, warp = Launches(), tap_kernels.WARP
+    launches, warp, precision = Launches(), tap_kernels.WARP, project_kernels.PRECISION
     originals = {module: module.launch for module in OPS}
     tap_kernels.WARP = target.warp_size
+    project_kernels.PRECISION = "ieee" if target.backend == "hip" else "tf32x3"
     for module in OPS:
         module.launch = launches
     try:
         yield launches
     finally:
-        tap_kernels.WARP = warp
+        tap_kernels.WARP, project_kernels.PRECISION = warp, precision
         for module, launch in originals.items():
             module.launch = launch
 
@@ -90,6 +94,22 @@ def compress_with_learned_scores(gradients: bool) -> None:
     compress_kernels.forward(students, teachers, scores, None, [200, 64], False, 0.1, None, 200, gradients)
 
 
+def project(
+    dtype: torch.dtype, channels_last: bool = False, channels: tuple[int, int] = (32, 64), attended: bool = False
+) -> None:
+    """One teacher with a bias, or with attention two of them and padding; every gradient."""
+    student, teacher = (torch.empty(2, count, 200, 64, dtype=dtype) for count in channels)
+    if channels_last:
+        student, teacher = (x.to(memory_format=torch.channels_last) for x in (student, teacher))
+    weight = torch.empty(*channels[::-1])
+    bias, attention, lengths = None if attended else torch.empty(channels[1]), None, None
+    if attended:
+        attention, lengths = torch.empty(2, 2), torch.tensor([200, 77])
+    operands = (student, weight, [teacher] * (1 + attended), bias, attention, lengths, 200)
+    project_kernels.forward(*operands)
+    project_kernels.backward(torch.empty(2), *operands, [True, True, not attended, attended])
+
+
 LAYOUTS = {"contiguous": False, "channels_last": True}
 CASES: dict[str, Callable[[], None]] = {
     **{
@@ -105,6 +125,15 @@ CASES: dict[str, Callable[[], None]] = {
     "per frame, pooled": lambda: compress([50, 24], True),
     "learned scores, evaluation": lambda: compress_with_learned_scores(False),
     "learned scores, training": lambda: compress_with_learned_scores(True),
+    **{
+        f"{str(dtype).removeprefix('torch.')}, {layout}, one teacher": lambda dtype=dtype, last=last: project(dtype, last)
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+        for layout, last in LAYOUTS.items()
+    },
+    "64 channels, one teacher": lambda: project(torch.float32, channels=(64, 128)),
+    "130 channels, one teacher": lambda: project(torch.float32, channels=(130, 130)),
+    "128 channels, one teacher": lambda: project(torch.float32, channels=(128, 256)),
+    "two teachers, lengths": lambda: project(torch.float32, attended=True),
 }  # fmt: skip
 
 

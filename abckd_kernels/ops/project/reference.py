@@ -59,7 +59,7 @@ def _residual(student, weight, teachers, bias, attention, lengths, padded_length
     s, *ts = map(wide, (student, *teachers))
     residual = weight @ s
     if bias is not None:
-        residual = wide((residual + bias.to(dtype)[:, None]).view(len(s), -1, *student.shape[2:]))
+        residual = wide((residual + bias.to(dtype)[:, None]).view(len(s), len(weight), *student.shape[2:]))
     for j, t in enumerate(ts):
         residual = residual - (t if attention is None else t * attention[:, j, None, None])
     return residual, s, weight, ts
