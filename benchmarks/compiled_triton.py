@@ -126,7 +126,8 @@ CASES: dict[str, Callable[[], None]] = {
     "learned scores, evaluation": lambda: compress_with_learned_scores(False),
     "learned scores, training": lambda: compress_with_learned_scores(True),
     **{
-        f"{str(dtype).removeprefix('torch.')}, {layout}, one teacher": lambda dtype=dtype, last=last: project(dtype, last)
+        f"{str(dtype).removeprefix('torch.')}, {layout}, one teacher":
+        lambda dtype=dtype, last=last: project(dtype, last)
         for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
         for layout, last in LAYOUTS.items()
     },

@@ -291,7 +291,8 @@ ONE_OF_TWO = st.sampled_from([cases.contiguous, cases.channels_last])
 @few
 @given(
     name=st.sampled_from(cases.BACKENDS), student=st.tuples(st.integers(1, 3), st.integers(1, 40), SIZE, SIZE),
-    channels=st.integers(1, 40), teachers=st.integers(1, 3), bias=st.booleans(), layouts=st.tuples(ONE_OF_TWO, ONE_OF_TWO),
+    channels=st.integers(1, 40), teachers=st.integers(1, 3), bias=st.booleans(),
+    layouts=st.tuples(ONE_OF_TWO, ONE_OF_TWO),
     padded=st.none() | st.lists(st.integers(0, 12), min_size=3, max_size=3), seed=st.integers(0, 1000),
 )  # fmt: skip
 def test_any_sizes(name, student, channels, teachers, bias, layouts, padded, seed):
@@ -321,7 +322,8 @@ def overloads(op):
 
 def arguments(problem):
     return (
-        problem.student, problem.weight, problem.teachers, problem.bias, problem.attention, problem.padding["lengths"], 6,
+        problem.student, problem.weight, problem.teachers, problem.bias, problem.attention,
+        problem.padding["lengths"], 6,
     )  # fmt: skip
 
 

@@ -1,10 +1,11 @@
 """project in Triton.
 
-A program owns tiles of BLOCK_P positions of one sample, and walks through the teachers' channels in steps of BLOCK_D: the
-projection of a step is a product on matrix units, the teachers' values are subtracted from it in registers. Up to
-BLOCK_C student channels stay with the program, which then reads student and teachers once, in backward too; more are
-read again, from the L2 cache, for each step. Half values are widened, and float32 is multiplied as three products of
-tf32 where that is how the hardware multiplies: float32's accuracy on matrix units.
+A program owns tiles of BLOCK_P positions of one sample, and walks through the teachers' channels in steps of BLOCK_D:
+the projection of a step is a product on matrix units, the teachers' values are subtracted from it in registers. Up to
+64 student channels stay with the program, which then reads student and teachers once, in backward too. More are read
+again from the L2 cache, for each step; and backward, which has the gradient of 32 channels at a time in registers,
+computes the residual again for each 32. Half values are widened, and float32 is multiplied as three products of tf32
+where that is how the hardware multiplies: float32's accuracy on matrix units.
 
 Backward: a program adds up the weight's gradient over its tiles in a place of its own, which stays in the L2 cache; the
 places are summed in a fixed order afterwards. There are so few programs that these places are at most a twentieth of
