@@ -19,6 +19,8 @@ from triton.compiler import ASTSource
 
 from abckd_kernels.ops import triton_layers
 from abckd_kernels.ops.compress import triton as compress_kernels
+from abckd_kernels.ops.pointwise import KINDS
+from abckd_kernels.ops.pointwise import triton as pointwise_kernels
 from abckd_kernels.ops.project import triton as project_kernels
 from abckd_kernels.ops.tap import triton as tap_kernels
 
@@ -28,34 +30,37 @@ from .compiled import JOBS, Kernel, dump
 TARGETS = [GPUTarget("cuda", arch, 32) for arch in (80, 86, 90, 100, 120)] + [GPUTarget("hip", "gfx942", 64)]
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
             torch.int64: "*i64", torch.int8: "*i8"}  # fmt: skip
-OPS = {tap_kernels: "tap", compress_kernels: "compress", project_kernels: "project"}
+OPS = {
+    tap_kernels: "tap",
+    compress_kernels: "compress",
+    pointwise_kernels: "pointwise",
+    project_kernels: "project",
+}
 
 
 class Launches(list):
     """Stands in for `launch`: (kernel, positional arguments, constants, options) of each call."""
 
     def __call__(self, kernel, programs, like, *args, **constants):
-        options = {"num_warps": 4} | {
-            name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants
-        }
+        given = {"num_warps": "num_warps", "num_stages": "num_stages", "registers": "maxnreg"}
+        options = {"num_warps": 4} | {of: constants.pop(name) for name, of in given.items() if name in constants}
         self.append((kernel, args, constants, options))
 
 
 @contextmanager
 def recorded(target: GPUTarget = TARGETS[0]) -> Iterator[Launches]:
     """Launches of the ops in the block, as they would be on the target; nothing runs."""
-    launches, warp, precision = Launches(), tap_kernels.WARP, project_kernels.PRECISION
-    originals = {module: module.launch for module in OPS}
-    tap_kernels.WARP = target.warp_size
-    project_kernels.PRECISION = "ieee" if target.backend == "hip" else "tf32x3"
-    for module in OPS:
-        module.launch = launches
+    launches = Launches()
+    precision = "ieee" if target.backend == "hip" else "tf32x3"
+    replaced = {"launch": launches, "WARP": target.warp_size, "PRECISION": precision}
+    originals = [(op, name, getattr(op, name)) for op in OPS for name in replaced if hasattr(op, name)]
+    for op, name, _ in originals:
+        setattr(op, name, replaced[name])
     try:
         yield launches
     finally:
-        tap_kernels.WARP, project_kernels.PRECISION = warp, precision
-        for module, launch in originals.items():
-            module.launch = launch
+        for op, name, original in originals:
+            setattr(op, name, original)
 
 
 def features(dtype: torch.dtype, channels_last: bool = False) -> list[torch.Tensor]:
@@ -94,6 +99,15 @@ def compress_with_learned_scores(gradients: bool) -> None:
     compress_kernels.forward(students, teachers, scores, None, [200, 64], False, 0.1, None, 200, gradients)
 
 
+def pointwise(kind: str, dtype: torch.dtype, channels_last: bool = False, lengths: torch.Tensor | None = None) -> None:
+    student, teacher = features(dtype, channels_last)[1:]
+    third = teacher if KINDS[kind].third else None
+    per_channel = torch.empty(64) if KINDS[kind].per_channel else None
+    operands = student, teacher, third, per_channel, kind, KINDS[kind].parameter or 0.0, lengths, 200
+    sums = pointwise_kernels.forward(*operands)
+    pointwise_kernels.backward(sums, *operands)
+
+
 def project(
     dtype: torch.dtype, channels_last: bool = False, channels: tuple[int, int] = (32, 64), attended: bool = False
 ) -> None:
@@ -117,6 +131,13 @@ CASES: dict[str, Callable[[], None]] = {
         lambda run=run, dtype=dtype, last=last: run(dtype, last)
         for run in (tap, tap_with_means_and_lengths)
         for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+        for layout, last in LAYOUTS.items()
+    },
+    **{
+        f"{kind}, {str(dtype).removeprefix('torch.')}, {layout}":
+        lambda kind=kind, dtype=dtype, last=last: pointwise(kind, dtype, last, torch.tensor([200, 77]))
+        for kind in KINDS
+        for dtype in (torch.float32, torch.float64, torch.bfloat16)
         for layout, last in LAYOUTS.items()
     },
     "per sample, on the grid": lambda: compress([200, 64], False),
@@ -165,10 +186,10 @@ def build(launch: tuple, target: GPUTarget, **options):
             signature[name], more, known = specialise(args[index], (index,))
             fixed.update(more)
             attributes.update(known)
-    of_target = triton_layers.OPTIONS if target.backend == "cuda" else {}
-    return triton.compile(
-        ASTSource(kernel, signature, fixed, attributes), target=target, options=own_options | of_target | options
-    )
+    own_options = triton_layers.OPTIONS | own_options
+    if target.backend != "cuda":
+        own_options = {name: value for name, value in own_options.items() if name not in triton_layers.OPTIONS}
+    return triton.compile(ASTSource(kernel, signature, fixed, attributes), target=target, options=own_options | options)
 
 
 def inspect(launches: list[tuple], target: GPUTarget, variant: str = "-", **options) -> list[Kernel]:

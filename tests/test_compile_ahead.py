@@ -18,6 +18,8 @@ if backends.TRITON_INTERPRET:
     pytest.skip("the interpreter replaces what would be compiled", allow_module_level=True)
 
 from abckd_kernels.ops.compress import triton as compress_kernels  # noqa: E402
+from abckd_kernels.ops.pointwise import KINDS  # noqa: E402
+from abckd_kernels.ops.pointwise import triton as pointwise_kernels  # noqa: E402
 from abckd_kernels.ops.tap import triton as tap_kernels  # noqa: E402
 from benchmarks import compiled_triton, resources  # noqa: E402
 from benchmarks.compiled_triton import TARGETS  # noqa: E402
@@ -86,6 +88,30 @@ def test_compress_with_learned_scores(launches, target, gradients):
     assert all(compiled.load_widths[16] for _, compiled in compile_all(launches, target))
 
 
+@for_all_targets
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pointwise_reads_features_in_16_bytes(launches, target, kind, dtype, channels_last):
+    compiled_triton.pointwise(kind, dtype, channels_last)
+    for kernel, compiled in compile_all(launches, target):
+        if kernel is not pointwise_kernels.add_kernel:
+            # LLVM unrolls the loop for AMD: there is none then, and a few loads before it are smaller.
+            assert compiled.loop_share_of_16 in (1, None), compiled.load_widths
+            assert compiled.share_of_16 > 0.8, compiled.load_widths
+            assert not compiled.loop_barriers
+
+
+@for_all_targets
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_pointwise_with_lengths(launches, target, kind, dtype):
+    compiled_triton.pointwise(kind, dtype, lengths=torch.tensor([200, 77]))
+    names = ("forward_kernel", "add_kernel", "backward_kernel")
+    assert [launch[0] for launch in launches] == [getattr(pointwise_kernels, name) for name in names]
+    compile_all(launches, target, "lengths")
+
+
 def test_one_launch_for_all_layers(launches):
     tap_kernels.forward(compiled_triton.features(torch.float32), 2, False, None, 200)
     assert len(launches) == 1
@@ -99,9 +125,11 @@ def test_sizes_of_one_compile(launches):
     grid_maps = [torch.empty(1, 1, 1)]
     compress_kernels.forward(grid_maps, grid_maps, None, None, [1, 1], False, 1.0, torch.tensor([1]), 1, True)
     compress_kernels.backward(torch.empty(1, 1), torch.empty(1, 1, 1, 1), [1, 1], torch.tensor([1]), 1)
+    operands = xs[0], xs[0], xs[0], None, "heteroscedastic", 1.0, torch.tensor([1]), 1
+    pointwise_kernels.backward(pointwise_kernels.forward(*operands), *operands)
     kernels = compiled_triton.inspect(launches, TARGETS[2])
-    assert len(kernels) == 5
-    assert [kernel.problems for kernel in kernels] == [[]] * 5
+    assert len(kernels) == 7
+    assert [kernel.problems for kernel in kernels] == [[]] * 7
 
 
 def test_occupancy_is_llvms(launches):

@@ -72,10 +72,12 @@ def pairs(
     padded_length: int | None,
     *,
     vectors: bool = False,
+    zeroed: bool = True,
 ) -> tuple[list[tuple[Tensor, Tensor]], Padding]:
     """[(student, teacher), ...], checked, the teacher's detached, padded frames zero; and the padding.
 
     vectors   features may be (B, D), too.
+    zeroed    False leaves padded frames as they are, for ops that do not read them: zeroing costs a copy.
 
     Raises TypeError or ValueError that names the argument.
     """
@@ -98,8 +100,10 @@ def pairs(
     if padded_length is None:
         padded_length = max([x.shape[2] for x in features if x.dim() > 2], default=1)
     padding = Padding(lengths, shapes.check_padded_length(padded_length))
-    zeroed = [padding.zeroed(x) for x in (*students, *(x.detach() for x in teachers))]
-    return list(zip(zeroed[: len(students)], zeroed[len(students) :], strict=True)), padding
+    found = [*students, *(x.detach() for x in teachers)]
+    if zeroed:
+        found = [padding.zeroed(x) for x in found]
+    return list(zip(found[: len(students)], found[len(students) :], strict=True)), padding
 
 
 def _check(x: Tensor, name: str, first: Tensor, vectors: bool) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from . import abc, relations
+from . import abc, hints, relations
 
 INPUTS = ("features", "logits", "spectra", "waveforms")
 
@@ -121,6 +121,36 @@ ENTRIES = (
         "gram", relations.gram_loss, relations.GramLoss, op="gram",
         formula="mean over rows of ||R_s - R_t||^2, R the rows of X X^T (T x T) scaled to norm 1",
         paper="arXiv 2309.08144 (our reading of the abstract)",
+    ),
+    Entry(
+        "vid", hints.vid_loss, hints.VIDLoss, op="pointwise", learned="three linear maps, a variance per channel",
+        formula="mean of ((s - t)^2 / v_c + log v_c) / 2, v = log(1 + e^scale) + eps",
+        paper="Ahn et al., CVPR 2019",
+        reproduces="RepDistiller, mdistiller, torchdistill, SemCKD",
+    ),
+    Entry(
+        "pad", hints.pad_loss, hints.PADLoss, op="pointwise", learned="linear map and batch norm: log variances",
+        formula="mean of (t - s)^2 / (eps + e^l) + l",
+        paper="Zhang et al., ECCV 2020",
+        reproduces="torchdistill",
+    ),
+    Entry(
+        "srd", hints.srd_loss, hints.SRDLoss, op="pointwise", learned="linear map, normalisations without parameters",
+        formula="log(1 + mean |s - t|^p / 1e-8), p = 4",
+        paper="Miles and Mikolajczyk, AAAI 2024",
+        reproduces="torchdistill: reduction='batch', weights=[2], without its divergence of logits",
+    ),
+    Entry(
+        "ab", hints.ab_loss, hints.ABLoss, op="pointwise", learned="linear map and batch norm (optional)",
+        formula="mean of max(0, m - s)^2 where t > 0, max(0, s + m)^2 elsewhere",
+        paper="Heo et al., AAAI 2019",
+        reproduces="torchdistill: reduction='sum'; RepDistiller: that, weights=[2^(i - n + 1) 3 / 1000, ...]",
+    ),
+    Entry(
+        "ofd", hints.ofd_loss, hints.OFDLoss, op="pointwise", learned="linear map and batch norm",
+        formula="mean of (s - t')^2 where t > 0 or s > t', t' = max(t, m_c)",
+        paper="Heo et al., ICCV 2019",
+        reproduces="mdistiller: reduction='sum', weights=[2^-(n - i - 1), ...]",
     ),
 )  # fmt: skip
 

@@ -2,6 +2,7 @@
 #include "vector.inl"
 #include "tap.inl"
 #include "compress.inl"
+#include "pointwise.inl"
 #include "project.inl"
 
 namespace abckd::cpu {
@@ -11,6 +12,7 @@ const Kernels ABCKD_TABLE = {
 #define ABCKD_NAME(name) ABCKD_TEXT(name)
     ABCKD_NAME(ABCKD_ISA),       ABCKD_ISA::tap_forward,       ABCKD_ISA::tap_backward,
     ABCKD_ISA::compress_forward, ABCKD_ISA::compress_backward,
+    ABCKD_ISA::pointwise_forward, ABCKD_ISA::pointwise_backward,
     ABCKD_ISA::project_forward,  ABCKD_ISA::project_backward,
 };
 }  // namespace abckd::cpu

@@ -13,6 +13,8 @@ struct Kernels {
   void (*tap_backward)(const TapArguments&, const TapBackwardLayer*, int64_t layers, Threads);
   void (*compress_forward)(const CompressArguments&, Threads);
   void (*compress_backward)(const CompressBackwardArguments&, Threads);
+  void (*pointwise_forward)(const PointwiseArguments&, Threads);
+  void (*pointwise_backward)(const PointwiseBackwardArguments&, Threads);
   void (*project_forward)(const ProjectArguments&, Threads);
   void (*project_backward)(const ProjectBackwardArguments&, Threads);
 };

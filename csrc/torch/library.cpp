@@ -36,6 +36,11 @@ constexpr CompressLaunchers kCompress{
     [](const CompressBackwardArguments& a) { cpu::kernels().compress_backward(a, torch_threads()); },
 };
 
+constexpr PointwiseLaunchers kPointwise{
+    [](const PointwiseArguments& a) { cpu::kernels().pointwise_forward(a, torch_threads()); },
+    [](const PointwiseBackwardArguments& a) { cpu::kernels().pointwise_backward(a, torch_threads()); },
+};
+
 constexpr ProjectLaunchers kProject{
     [](const ProjectArguments& a) { cpu::kernels().project_forward(a, torch_threads()); },
     [](const ProjectBackwardArguments& a) { cpu::kernels().project_backward(a, torch_threads()); },
@@ -59,6 +64,12 @@ TORCH_LIBRARY(abckd, library) {
       "compress_backward(Tensor distance_grads, Tensor map_grads, SymInt[] sizes, Tensor? lengths,"
       " SymInt padded_length) -> Tensor[]");
   library.def(
+      "pointwise_forward(Tensor student, Tensor teacher, Tensor? third, Tensor? per_channel, str kind, float parameter,"
+      " Tensor? lengths, SymInt padded_length) -> Tensor");
+  library.def(
+      "pointwise_backward(Tensor grad, Tensor student, Tensor teacher, Tensor? third, Tensor? per_channel, str kind,"
+      " float parameter, Tensor? lengths, SymInt padded_length) -> Tensor[]");
+  library.def(
       "project_forward(Tensor student, Tensor weight, Tensor[] teachers, Tensor? bias, Tensor? attention,"
       " Tensor? lengths, SymInt padded_length) -> Tensor");
   library.def(
@@ -69,5 +80,6 @@ TORCH_LIBRARY(abckd, library) {
 TORCH_LIBRARY_IMPL(abckd, CPU, library) {
   implement_tap<kTap>(library);
   implement_compress<kCompress>(library);
+  implement_pointwise<kPointwise>(library);
   implement_project<kProject>(library);
 }

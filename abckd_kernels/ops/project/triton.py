@@ -24,6 +24,7 @@ from ..triton_layers import count_valid, launch
 
 PRECISION = "ieee" if torch.version.hip else "tf32x3"
 FEWEST_PROGRAMS, MOST_PROGRAMS = 16, 1024  # of backward
+MOST_REGISTERS = 255  # of backward's threads: it holds two tiles of accumulators, and few programs are wanted anyway
 PARTIALS_PER_FEATURES = 20
 
 
@@ -253,7 +254,7 @@ def backward(
         student_grad, weight_partials, bias_partials, shares,
         *call.sizes, tiles, programs, call.lengths, padded_length,
         STUDENT=wanted[0], WEIGHT=wanted[1], BIAS_GRAD=wanted[2], SHARES=wanted[3],
-        BLOCK_J=triton.next_power_of_2(len(teachers)), **call.constants,
+        BLOCK_J=triton.next_power_of_2(len(teachers)), registers=MOST_REGISTERS, **call.constants,
     )  # fmt: skip
     return (
         student_grad,

@@ -82,6 +82,35 @@ struct CompressBackwardArguments {
   const MapGrad* results;  // the gradient of each student map
 };
 
+// ------------------------------------------------------------------------------------------------ pointwise
+
+// Which function of student and teacher: see abckd_kernels/ops/pointwise.
+enum class PointwiseKind { squared, power, boundary, margin, heteroscedastic };
+
+struct PointwiseArguments {
+  Dtype dtype;  // of student, teacher and third, which lie alike
+  PointwiseKind kind;
+  double parameter;
+  int64_t batch;
+  bool channels_last;  // they lie as [b, p, c] instead of [b, c, p]
+  int64_t channels, frames, bands;
+  const void* student;
+  const void* teacher;
+  const void* third;        // null where the kind has none
+  const void* per_channel;  // [c], float (double for f64); null where the kind has none
+  Padding padding;
+  void* sums;  // [b, c], likewise
+};
+
+struct PointwiseBackwardArguments {
+  PointwiseArguments operands;  // sums is not used
+  const void* grad;             // [b, c], gradient of the sums
+  void* student_result;         // laid out as the student
+  void* third_result;           // likewise; null where the kind has no third
+};
+
+// ------------------------------------------------------------------------------------------------ project
+
 // A feature of project: x[b, c, p].
 struct ProjectFeature {
   const void* x;
