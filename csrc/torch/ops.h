@@ -6,4 +6,6 @@
 #include "pointwise.h"
 #include "project.h"
 #include "spectral.h"
+#include "pointwise.h"
+#include "project.h"
 #include "tap.h"
