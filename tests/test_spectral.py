@@ -220,7 +220,9 @@ def test_empty_batch(backend):
 
 def test_conjugates_that_are_lazy(backend):
     student, teacher = spectrum((2, 5, 6)), spectrum((2, 5, 6), seed=1)
-    for lazy, eager in zip(spectral(student.conj(), teacher), spectral(student.conj().resolve_conj(), teacher), strict=True):
+    for lazy, eager in zip(
+        spectral(student.conj(), teacher), spectral(student.conj().resolve_conj(), teacher), strict=True
+    ):
         assert torch.equal(lazy, eager)
 
 
@@ -422,4 +424,11 @@ def test_invariances(name, problem, phase, random):
 @pytest.mark.parametrize("layout", [cases.contiguous, bands_last], ids=lambda layout: layout.__name__)
 def test_at_the_size_of_real_work(backend, layout, dtype, rng):
     shape = (8, 257, 401)
-    check(layout(spectrum(shape, dtype)), layout(spectrum(shape, dtype, 1)), 0.3, (401, 380, 1, 0, 401, 7, 200, 401), 401, rng)
+    check(
+        layout(spectrum(shape, dtype)),
+        layout(spectrum(shape, dtype, 1)),
+        0.3,
+        (401, 380, 1, 0, 401, 7, 200, 401),
+        401,
+        rng,
+    )

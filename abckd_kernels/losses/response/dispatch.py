@@ -195,7 +195,7 @@ class _Selected(NamedTuple):
 def _selected(
     own: Tensor, target: Tensor, goal: Tensor, patches: _Patches, share: float, frames: Tensor | None
 ) -> _Selected:
-    """The patches of each sample where own is farther from goal than target is by at least the m-th largest difference."""
+    """The patches where own is farther from goal than target is, by at least the m-th largest difference."""
     worse = patches.mean((own.abs() - goal).square_()) - patches.mean((target - goal).square_())
     number = patches.number * worse.shape[2]
     if frames is None:
