@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from . import abc, afd, attention, hints, relations, semckd
+from . import abc, relations, response
 
 INPUTS = ("features", "logits", "spectra", "waveforms")
 
@@ -169,6 +170,22 @@ ENTRIES = (
         formula="mean of (s - t')^2 where t > 0 or s > t', t' = max(t, m_c)",
         paper="Heo et al., ICCV 2019",
         reproduces="mdistiller: reduction='sum', weights=[2^-(n - i - 1), ...]",
+        "spectral", response.spectral_loss, response.SpectralLoss, inputs="spectra", op="spectral",
+        formula="0.7 mean (m_s^c - m_t^c)^2 + 0.3 mean |s m_s^(c-1) - t m_t^(c-1)|^2, m = |z|, c = 0.3",
+        paper="as in GTCRN, Rong et al., ICASSP 2024",
+        reproduces="gtcrn (its spectral terms): magnitude_weight=70, complex_weight=30",
+    ),
+    Entry(
+        "si_snr", response.si_snr_loss, response.SiSNRLoss, inputs="waveforms", op="",
+        formula="-10 log10(|y|^2 / |s - y|^2), y the projection of s onto t, means taken off",
+        paper="Le Roux et al., ICASSP 2019",
+        reproduces="gtcrn (its waveform term): zero_mean=False, factor=1",
+    ),
+    Entry(
+        "dispatch", response.dispatch_loss, response.DispatchLoss, inputs="waveforms", op="",
+        formula="mean (|S| - |T|)^2 over the patches where |S| is farther from the clean signal than |T| by most",
+        paper="DISPatch, its repository rlaehghks5/DISPATCH",
+        reproduces="DISPATCH: convention='published'",
     ),
 )  # fmt: skip
 

@@ -10,12 +10,13 @@ on padding):
 Both are float32 (float64 for float64 and complex128), zero where a sample has no valid bin. eps lies inside the root,
 so that silent bins have a finite gradient; with eps = 1e-12 that is the compressed spectrum of GTCRN's training loss.
 
-Derivative, for the student only, with gm and gc the gradients of magnitude and complex and d = s m_s^(c-1) - t m_t^(c-1):
+Derivative, for the student only, with gm and gc the gradients of magnitude and complex,
+d = s m_s^(c-1) - t m_t^(c-1):
 
     gs = 2/N [ gm c (m_s^c - m_t^c) m_s^(c-2) s  +  gc (m_s^(c-1) d + (c - 1) m_s^(c-3) (s . d) s) ]
 
-At a silent bin that is up to eps^((c-1)/2) times the error, 16000 by default: in float16 what is larger than the largest
-number becomes that number, not infinity.
+At a silent bin that is up to eps^((c-1)/2) times the error, 16000 by default: in float16 what is larger than the
+largest number becomes that number, not infinity.
 
 Bytes, with S the size of a spectrum: forward reads 2 S; backward reads 2 S again, which costs less than storing what it
 needs of them, and writes S, for both errors in one pass.
@@ -64,8 +65,9 @@ def spectral(
     """Errors of the compressed spectrum, per sample (the definition is at the top of this module).
 
     student         complex (B, F, T) or (B, C, F, T) as torch.stft gives it, complex64 or complex128, or pairs (re, im)
-                    along one more axis (..., F, T, 2) in float32, float64, bfloat16 or float16. Contiguous spectra and
-                    those that lie as (B, C, T, F), as torch.stft's do, are read as they lie; another layout costs a copy.
+                    along one more axis (..., F, T, 2) in float32, float64, bfloat16 or float16. What lies as
+                    (B, C, F, T) or, as torch.stft's result, (B, C, T, F) is read as it lies; another layout costs a
+                    copy.
     teacher         of the same shape; where its dtype or layout is another one, a copy is made. Gets no gradient.
     exponent        c, above 0 and at most 2; 1 compresses nothing.
     eps             added to the squared magnitude, at least 1e-30.
@@ -116,9 +118,7 @@ def _backward(ctx, magnitude_grads, complex_grads):
 
 
 _NATIVE = ("cpu", "cuda")
-backends.define(
-    "spectral_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=_NATIVE
-)
+backends.define("spectral_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=_NATIVE)
 backends.define(
     "spectral_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=_NATIVE
 )

@@ -1,9 +1,9 @@
 """spectral in Triton.
 
-A program owns BLOCK numbers, re and im in turns, of one sample as they lie in memory. They are loaded as one row, so that
-a thread gets 16 bytes at a time, and split into re and im in registers. Blocks begin at multiples of ALIGNED numbers
-from the tensor's first one, wherever samples begin; those that lie within one sample's valid bins are read without a
-mask, which would forbid wide loads where sizes are odd.
+A program owns BLOCK numbers, re and im in turns, of one sample as they lie in memory. They are loaded as one row, so
+that a thread gets 16 bytes at a time, and split into re and im in registers. Blocks begin at multiples of ALIGNED
+numbers from the tensor's first one, wherever samples begin; those that lie within one sample's valid bins are read
+without a mask, which would forbid wide loads where sizes are odd.
 
 Bytes per number: forward reads both spectra once and writes two sums per block, which a second, small launch adds in a
 fixed order; backward reads both once and writes the gradient once. Accumulation: float32, or float64 for float64.
