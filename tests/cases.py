@@ -50,14 +50,19 @@ def sliced(x: Tensor) -> Tensor:
 
 
 def swapped(x: Tensor) -> Tensor:
-    """The spatial axes lie the other way round (batch and channels where there is but one)."""
-    first, second = (0, 1) if x.dim() == 3 else (2, 3)
+    """The spatial axes lie the other way round (batch and channels where there is at most one)."""
+    first, second = (0, 1) if x.dim() < 4 else (2, 3)
     return x.transpose(first, second).contiguous().transpose(first, second)
 
 
 def expanded(x: Tensor) -> Tensor:
     """Every channel is the first one, by stride 0."""
     return x[:, :1].expand(x.shape)
+
+
+def repeated(x: Tensor) -> Tensor:
+    """Every sample is the first one, by stride 0."""
+    return x[:1].expand(x.shape)
 
 
 LAYOUTS = (contiguous, channels_last, sliced, swapped, expanded)

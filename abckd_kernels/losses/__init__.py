@@ -3,5 +3,6 @@
 from . import relations
 from .abc import ABCLoss, abc_loss
 from .relations import *  # noqa: F403
+from .table import table
 
-__all__ = ["ABCLoss", "abc_loss", *relations.__all__]
+__all__ = ["ABCLoss", "abc_loss", "table", *relations.__all__]

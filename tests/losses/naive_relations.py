@@ -200,3 +200,24 @@ def time_similarity(s, t, divergence="jeffreys", eps=1e-7):
 def frame_similarity(s, t, divergence="jeffreys", eps=1e-7):
     x, y = frames_of(s, t)
     return np.mean([similarity(x[:, u], y[:, u], divergence, eps) for u in range(x.shape[1])])
+
+
+def ickd_embedding(s, t, parameters):
+    """The student through a 3x3 convolution and a batch normalisation by the statistics of the batch."""
+    around = np.pad(s, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    x = np.zeros((len(s), len(parameters["embedding.weight"]), *s.shape[2:]))
+    for b, d, u, v in np.ndindex(*x.shape):
+        x[b, d, u, v] = (parameters["embedding.weight"][d] * around[b, :, u : u + 3, v : v + 3]).sum()
+    mean, variance = x.mean((0, 2, 3), keepdims=True), x.var((0, 2, 3), keepdims=True)
+    scale, shift = (parameters[f"normalisation.{name}"][:, None, None] for name in ("weight", "bias"))
+    return ickd((x - mean) / np.sqrt(variance + 1e-5) * scale + shift, t)
+
+
+def cc_embedding(s, t, parameters):
+    """Correlation congruence of linear embeddings of the means over positions."""
+    vectors = [
+        x.reshape(*x.shape[:2], -1).mean(2) @ parameters[f"embeddings.{i}.weight"].T
+        + parameters[f"embeddings.{i}.bias"]
+        for i, x in enumerate((s, t))
+    ]
+    return cc(*vectors)

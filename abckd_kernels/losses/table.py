@@ -1,0 +1,130 @@
+"""Every loss of the library: what it computes, from which paper, by which op. One entry per loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from . import abc, relations
+
+INPUTS = ("features", "logits", "spectra", "waveforms")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A loss.
+
+    name         what it is called in tests, benchmarks and documentation.
+    function     functional form; None where all of it is learned.
+    module       nn.Module form.
+    inputs       one of INPUTS.
+    op           that carries it: "tap", "divergence", ... ("gram": matrix products of torch).
+    learned      its learned parts; "" if there are none.
+    formula      in one line.
+    paper        authors, venue and year.
+    reproduces   which published code, by which option.
+    """
+
+    name: str
+    function: Callable | None
+    module: type[nn.Module]
+    inputs: str = "features"
+    op: str = ""
+    learned: str = ""
+    formula: str = ""
+    paper: str = ""
+    reproduces: str = ""
+
+
+ENTRIES = (
+    Entry(
+        "abc", abc.abc_loss, abc.ABCLoss, op="tap, compress", learned="queries, keys, layer embeddings (optional)",
+        formula="sum_i w_i ||a_i - sum_j alpha_ij a_j||^2, a normalised attention maps, alpha = softmax_j of scores",
+        paper="ABC-KD, arXiv 2305.16665 (our reading of the abstract)",
+        reproduces="AT.code (RepDistiller, mdistiller, torchdistill): mask= to one teacher layer, over positions",
+    ),
+    Entry(
+        "sp", relations.sp_loss, relations.SPLoss, op="gram",
+        formula="||R_s - R_t||_F^2 / B^2, R the rows of X X^T scaled to norm 1",
+        paper="Tung and Mori, ICCV 2019",
+        reproduces="RepDistiller, mdistiller, SemCKD; torchdistill: normalize='l1'",
+    ),
+    Entry(
+        "pkt", relations.pkt_loss, relations.PKTLoss, op="gram",
+        formula="mean_i KL(q_i || p_i), rows of (cos + 1) / 2 between samples scaled to sum 1",
+        paper="Passalis and Tefas, ECCV 2018",
+        reproduces="RepDistiller, mdistiller, torchdistill, SemCKD: convention='published'",
+    ),
+    Entry(
+        "hkd", relations.hkd_loss, relations.HKDLoss, op="gram",
+        formula="Jeffreys divergence of rows of (cos + 1) / 2 and of 1 / (1 + d), summed",
+        paper="Passalis, Tzelepi and Tefas, CVPR 2020",
+        reproduces="SemCKD: convention='published', eps=0, weights=[100, 1, ...]",
+    ),
+    Entry(
+        "rkd", relations.rkd_loss, relations.RKDLoss, op="gram",
+        formula="25 mean h(D_s - D_t) + 50 mean h(psi_s - psi_t), D distances over their mean, psi angles, h smooth L1",
+        paper="Park et al., CVPR 2019",
+        reproduces="RepDistiller, mdistiller, torchdistill, SemCKD: convention='published' (squared=, weights of both)",
+    ),
+    Entry(
+        "irg", relations.irg_loss, relations.IRGLoss, op="gram",
+        formula="mean (E_s - E_t)^2, E squared distances over their maximum, and of their change between layers",
+        paper="Liu et al., CVPR 2019",
+        reproduces="SemCKD: vertex_weight=1 where shapes agree",
+    ),
+    Entry(
+        "cc", relations.cc_loss, relations.CCLoss, op="gram", learned="two linear embeddings (optional)",
+        formula="||K_s - K_t||_F^2 / B^2, K = e^(-2 gamma) sum_p (2 gamma cos)^p / p!",
+        paper="Peng et al., ICCV 2019",
+        reproduces="torchdistill: normalize=False, squared=False; RepDistiller, SemCKD: kernel='neighbour'",
+    ),
+    Entry(
+        "nst", relations.nst_loss, relations.NSTLoss, op="gram",
+        formula="mean k(u_t, u_t) + mean k(u_s, u_s) - 2 mean k(u_s, u_t), u channels' maps, k(x, y) = (x.y)^2",
+        paper="Huang and Wang, arXiv 1707.01219, 2017",
+        reproduces="RepDistiller; mdistiller: weights=[1, ...]",
+    ),
+    Entry(
+        "fsp", relations.fsp_loss, relations.FSPLoss, op="gram",
+        formula="sum (G_s - G_t)^2, G = X_i X_(i+1)^T / N",
+        paper="Yim et al., CVPR 2017",
+        reproduces="RepDistiller: distance='mean'; torchdistill: pooling='max', distance='columns'; weights=[1, ...]",
+    ),
+    Entry(
+        "ickd", relations.ickd_loss, relations.ICKDLoss, op="gram", learned="convolution and batch norm (optional)",
+        formula="||R_s - R_t||_F^2 / C per sample, R the rows of X X^T (C x C) scaled to norm 1",
+        paper="Liu et al., ICCV 2021",
+        reproduces="torchdistill: reduction='batch_squared'",
+    ),
+    Entry(
+        "affinity", relations.affinity_loss, relations.AffinityLoss, op="gram",
+        formula="sum_c ||u_s u_s^T - u_t u_t^T||_F / N, u a channel's map scaled to norm 1",
+        paper="He et al., CVPR 2019",
+        reproduces="torchdistill",
+    ),
+    Entry(
+        "time_similarity", relations.time_similarity_loss, relations.TimeSimilarityLoss, op="gram",
+        formula="Jeffreys divergence of rows of (cos + 1) / 2 between the frames of a sample",
+        paper="I2RF-TFCKD ('time' in its code)",
+        reproduces="I2RF-TFCKD: norm_eps=1e-6, row_weights= its attention",
+    ),
+    Entry(
+        "frame_similarity", relations.frame_similarity_loss, relations.FrameSimilarityLoss, op="gram",
+        formula="Jeffreys divergence of rows of (cos + 1) / 2 between the samples at each frame",
+        paper="I2RF-TFCKD ('freq' in its code)",
+        reproduces="I2RF-TFCKD: norm_eps=1e-6, row_weights= its attention, times T / B",
+    ),
+    Entry(
+        "gram", relations.gram_loss, relations.GramLoss, op="gram",
+        formula="mean over rows of ||R_s - R_t||^2, R the rows of X X^T (T x T) scaled to norm 1",
+        paper="arXiv 2309.08144 (our reading of the abstract)",
+    ),
+)  # fmt: skip
+
+
+def table() -> tuple[Entry, ...]:
+    """All losses."""
+    return ENTRIES
