@@ -15,6 +15,7 @@ from . import HERE, Library, Unavailable, build
 
 ROOT = HERE.parent.parent
 OPS = ("tap", "compress", "spectral")  # that have CUDA kernels
+OPS = ("tap", "compress", "divergence")  # that have CUDA kernels
 
 
 @cache
