@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
 from torch import nn
 
@@ -11,6 +14,7 @@ from . import abc, afd, attention, hints, relations, semckd
 from . import abc, relations, response
 
 INPUTS = ("features", "logits", "spectra", "waveforms")
+MEASURED = Path(__file__).with_name("measured.json")  # written by python -m benchmarks.losses --write
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Entry:
     formula      in one line.
     paper        authors, venue and year.
     reproduces   which published code, by which option.
+    measured     traffic, time, memory and errors beside the published form, and the machine (benchmarks/losses.py says
+                 what each number means); None: nobody has.
     """
 
     name: str
@@ -37,6 +43,7 @@ class Entry:
     formula: str = ""
     paper: str = ""
     reproduces: str = ""
+    measured: dict | None = None
 
 
 ENTRIES = (
@@ -190,6 +197,8 @@ ENTRIES = (
 )  # fmt: skip
 
 
+@cache
 def table() -> tuple[Entry, ...]:
-    """All losses."""
-    return ENTRIES
+    """All losses, with what was measured of them."""
+    measured = json.loads(MEASURED.read_text())["losses"] if MEASURED.exists() else {}
+    return tuple(replace(entry, measured=measured.get(entry.name)) for entry in ENTRIES)
