@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..ops import tap_all
+from ..ops import pointwise, project, tap_all
 from .checks import (
     check_channels,
     check_choice,
@@ -115,8 +115,8 @@ def _calibrated(
 
 
 def _squared_error(s: Tensor, t: Tensor) -> Tensor:
-    dtype = torch.float64 if torch.float64 in (s.dtype, t.dtype) else torch.float32
-    return (s.to(dtype) - t.to(dtype)).square().flatten(1).sum(1)
+    """Sums of (s - t)^2, (B,); frames that are not valid are zero in both."""
+    return pointwise(s, t, kind="squared").sum(1)
 
 
 class SemCKDLoss(nn.Module):
@@ -237,8 +237,7 @@ class _Linear(nn.Linear):
 
     def error(self, s: Tensor, t: Tensor, padding: Padding) -> Tensor:
         """Sums of squares of the projection's error, (B,)."""
-        projected = nn.functional.conv1d(s.to(self.weight.dtype).flatten(2), self.weight[:, :, None], self.bias)
-        return _squared_error(padding.zeroed(projected.view_as(t)), t)
+        return project(s, self.weight, t, bias=self.bias, **padding._asdict())
 
 
 class _Convolutions(nn.Module):
