@@ -78,6 +78,10 @@ class Learned(nn.Module):
         """The loss of what `prepared` gives for each layer."""
         raise NotImplementedError
 
+    def on_one_grid(self, layer: nn.Module, s: Tensor, t: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
+        """What the layer gets of a pair: both on the smaller size of each axis."""
+        return on_one_grid(s, t, padding)
+
     def prepared(self, layer: nn.Module, s: Tensor, t: Tensor, padding: Padding) -> tuple:
         """What the loss wants of a pair."""
         raise NotImplementedError
@@ -103,7 +107,7 @@ class Learned(nn.Module):
                         f"{name}[{index}]: expected {expected} channels, got {x.shape[1]} in {tuple(x.shape)}"
                     )
             with torch.autocast(pair[0].device.type, enabled=False):
-                s, t = on_one_grid(*pair, padding)
+                s, t = self.on_one_grid(layer, *pair, padding)
                 made.append(self.prepared(layer, padding.zeroed(s), t, padding))
         return self.loss(made, padding)
 
