@@ -194,6 +194,25 @@ ENTRIES = (
         paper="DISPatch, its repository rlaehghks5/DISPATCH",
         reproduces="DISPATCH: convention='published'",
     ),
+    Entry(
+        "hint", hints.hint_loss, hints.HintLoss, op="pointwise, project",
+        learned="linear map (and batch norm, and ReLU) over channels, or a module (optional)",
+        formula="mean of (W s + b - t)^2",
+        paper="Romero et al., ICLR 2015",
+        reproduces="RepDistiller, mdistiller: regressor='relu', or ConvReg.between(...) where sizes differ",
+    ),
+    Entry(
+        "review", hints.review_loss, hints.ReviewLoss, op="gram", learned="attention-based fusion of layers (optional)",
+        formula="[mean d^2 + sum_l w_l mean pool_l(d)^2] / (1 + sum_l w_l), d = s - t, l = 4, 2, 1, w = 1/2, 1/4, 1/8",
+        paper="Chen et al., CVPR 2021",
+        reproduces="ReviewKD, mdistiller, torchdistill: fit='frames', weights=[1, ...]; I2RF-TFCKD: norm='instance'",
+    ),
+    Entry(
+        "ft", hints.ft_loss, hints.FTLoss, op="tap", learned="translators, paraphrasers (optional)",
+        formula="mean |Q_s - Q_t|, Q the attention map of the factors scaled to norm 1",
+        paper="Kim et al., NeurIPS 2018",
+        reproduces="RepDistiller; torchdistill (FTLoss, KTALoss): normalize='factor'",
+    ),
 )  # fmt: skip
 
 

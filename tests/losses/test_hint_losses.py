@@ -44,8 +44,8 @@ sized = {"teacher": OTHER, "invariant": "batch"}
 learned = {"teacher": WIDE, "invariant": "batch", "of_batch": True, **signed}
 no_module = {"excused": {"test_module_is_the_function": MODULE}}
 LOSSES = [
-    Loss("hint", h.hint_loss, naive.hint, vectors=True, **plain, **no_module),
-    Loss("hint", h.hint_loss, naive.hint, **sized, **no_module),
+    Loss("hint", h.hint_loss, naive.hint, vectors=True, **plain),
+    Loss("hint", h.hint_loss, naive.hint, **sized),
     Loss("vid", h.vid_loss, naive.vid, extra=with_scales, **plain, **signed, **no_module),
     Loss("vid", h.vid_loss, naive.vid, extra=with_scales, options={"eps": 0.1}, **sized, **signed, **no_module),
     Loss("vid", None, naive.vid_module, module=lambda: h.VIDLoss(3, 4), teacher=WIDE, invariant="batch", **signed),
