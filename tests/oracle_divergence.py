@@ -6,7 +6,7 @@ import numpy as np
 
 
 def divergence(student, teacher, *, kind="kl", beta=0.5, temperature=1.0, dim=-1, ignore=None):
-    """Values, of the logits' shape without `dim`, and their derivatives by the student's logits, of the logits' shape."""
+    """Values, of the logits' shape without `dim`, and their derivatives by the student's logits."""
     with np.errstate(all="ignore"):
         s, t = (np.moveaxis(np.asarray(x, float), dim, -1) for x in (student, teacher))
         log_q, dead_s = _log_softmax(s / temperature)

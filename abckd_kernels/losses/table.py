@@ -213,6 +213,30 @@ ENTRIES = (
         paper="Kim et al., NeurIPS 2018",
         reproduces="RepDistiller; torchdistill (FTLoss, KTALoss): normalize='factor'",
     ),
+        "kl", response.kl_loss, response.KLLoss, inputs="logits", op="divergence",
+        formula="tau^2 mean KL(p || q), or KL(q || p); p, q = softmax of teacher's and student's logits / tau",
+        paper="Hinton, Vinyals and Dean, arXiv 1503.02531, 2015; standardize: Sun et al., CVPR 2024",
+        reproduces="RepDistiller, mdistiller, SemCKD (maps: reduction='batch'); torchdistill's KDLoss with cross "
+        "entropy, LogitStdKDLoss: standardize=True, SKDInstanceLoss: weights=[1 / tau^2]",
+    ),
+    Entry(
+        "jsd", response.jsd_loss, response.JSDLoss, inputs="logits", op="divergence",
+        formula="tau^2 mean (beta KL(p || m) + (1 - beta) KL(q || m)), m = beta p + (1 - beta) q",
+        paper="Agarwal et al., ICLR 2024",
+        reproduces="Liger-Kernel: convention='published', weights=[1 / tau^2]",
+    ),
+    Entry(
+        "dkd", response.dkd_loss, response.DKDLoss, inputs="logits", op="divergence",
+        formula="alpha tau^2 KL((p_y, 1 - p_y) || (q_y, 1 - q_y)) + beta tau^2 KL(p without y || q without y)",
+        paper="Zhao et al., CVPR 2022",
+        reproduces="mdistiller (its warm-up is the caller's)",
+    ),
+    Entry(
+        "dist", response.dist_loss, response.DISTLoss, inputs="logits",
+        formula="tau^2 (beta (1 - mean_rows rho(q, p)) + gamma (1 - mean_classes rho(q, p))), rho Pearson's",
+        paper="Huang et al., NeurIPS 2022",
+        reproduces="torchdistill",
+    ),
 )  # fmt: skip
 
 

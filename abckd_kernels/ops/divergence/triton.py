@@ -1,13 +1,13 @@
 """divergence in Triton.
 
-A program owns BLOCK_R rows and walks through the classes in tiles [BLOCK_R, BLOCK_K]. Each place of the tile keeps its own
-maxima and sums and brings them up to date with one exponential per logit, exp(-|x - maximum|), whichever of the two is
-the larger; places are joined once, behind the loop, so that it has no barriers. Jensen-Shannon needs the normalisers
-first: it reads the rows a second time, unless one tile holds them.
+A program owns BLOCK_R rows and walks through the classes in tiles [BLOCK_R, BLOCK_K]. Each place of the tile keeps
+maxima and sums of its own and brings them up to date with one exponential per logit, exp(-|x - maximum|), whichever of
+the two is larger; places are joined once, behind the loop, so that it has no barriers. Jensen-Shannon needs the
+normalisers first: it reads the rows a second time, unless one tile holds them.
 
-Bytes: forward reads both logits once (jsd: twice, the second time from a cache where it holds the rows) and writes up to
-six numbers per row; backward reads both once, those numbers, and writes the gradient. Accumulation: float32, or float64
-for float64; over -inf, NaN and dead rows see the definition in __init__.py.
+Bytes: forward reads both logits once (jsd: twice, the second time from a cache where it holds the rows) and writes up
+to six numbers per row; backward reads both once, those numbers, and writes the gradient. Accumulation: float32, or
+float64 for float64; over -inf, NaN and dead rows see the definition in __init__.py.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def read(ptr, offset, inside, dtype: tl.constexpr):
 
 @triton.jit
 def grow(x, largest, total, scale):
-    """Maximum and sum with x among them; the factor that old sums took, x's own weight, and whether x is the maximum."""
+    """Maximum and sum with x among them; the factor that the old sum took, and x's own weight."""
     weight = tl.exp(-tl.abs(x - largest) * scale)
     above = x > largest
     factor = tl.where(above, weight, 1.0)
