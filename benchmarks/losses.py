@@ -11,7 +11,8 @@ prints no time. Further columns:
     error     of the gradient of ours, relative to float64 in the norm; of half precision at 2^16 times the loss, where
               GradScaler begins
 
---write keeps float32 results in abckd_kernels/losses/measured.json, and from it writes docs/losses.md.
+--write keeps float32 results in abckd_kernels/losses/measured.json, and from it and the table writes docs/losses.md;
+--page writes that page alone.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def error(entry: Entry, found: Case, dtype: torch.dtype) -> dict[str, float]:
 
 
 def _forms(entry: Entry, found: Case, dtype: torch.dtype) -> dict[str, Callable]:
-    published = _made(found.published, dtype) if isinstance(found.published, type) else found.published
+    published = found.published if found.ours is None else _made(found.published, dtype)
     torch._dynamo.reset()
     return {"eager": published, "compile": torch.compile(published), "ours": _ours(entry, found, dtype)}
 
@@ -128,10 +129,11 @@ def _ours(entry: Entry, found: Case, dtype: torch.dtype) -> Callable:
     return partial(entry.function, **found.options) if found.ours is None else _made(found.ours, dtype)
 
 
-def _made(maker: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
-    """A module with learned parts, always the same."""
+def _made(maker: Callable[[], Callable], dtype: torch.dtype) -> Callable:
+    """What has learned parts, always the same."""
     torch.manual_seed(0)
-    return maker().to(torch.promote_types(dtype, torch.float32))
+    form = maker()
+    return form.to(torch.promote_types(dtype, torch.float32)) if isinstance(form, nn.Module) else form
 
 
 def _turns(forms: dict[str, Callable], leaves: dict[str, list[Tensor]], repeats: int) -> dict[str, list]:
@@ -183,7 +185,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", help="also write the rows to this file")
     parser.add_argument("--write", action="store_true", help="keep the float32 rows in the library and write the page")
+    parser.add_argument("--page", action="store_true", help="measure nothing, write the page of what was measured")
     options = parser.parse_args()
+    if options.page:
+        losses_page.PAGE.write_text(losses_page.page(table()))
+        return
 
     place, rows = machine(), {}
     print(", ".join(f"{name} {value}" for name, value in place.items()) + "\n")
@@ -199,17 +205,20 @@ def main() -> None:
             row = measure(entry, found, getattr(torch, dtype), options.repeats)
             rows[f"{entry.name}, {dtype}"] = row
             print(losses_page.measured_row(entry.name, row), flush=True)
+            if options.write and dtype == "float32":
+                _write(entry.name, row | {"machine": place})
     if options.json:
         Path(options.json).write_text(json.dumps({"machine": place, "rows": rows}, indent=1))
-    if options.write:
-        kept = json.loads(MEASURED.read_text()) if MEASURED.exists() else {"losses": {}}
-        kept["losses"] |= {
-            key.partition(",")[0]: row | {"machine": place} for key, row in rows.items() if row["dtype"] == "float32"
-        }
-        kept["losses"] = {name: _rounded(kept["losses"][name]) for name in names if name in kept["losses"]}
-        MEASURED.write_text(json.dumps(kept, indent=1) + "\n")
-        table.cache_clear()
-        losses_page.PAGE.write_text(losses_page.page(table()))
+
+
+def _write(name: str, row: dict) -> None:
+    """Keep the row of a loss, and write the page anew."""
+    kept = json.loads(MEASURED.read_text())["losses"] if MEASURED.exists() else {}
+    kept[name] = _rounded(row)
+    kept = {entry.name: kept[entry.name] for entry in table() if entry.name in kept}
+    MEASURED.write_text(json.dumps({"losses": kept}, indent=1) + "\n")
+    table.cache_clear()
+    losses_page.PAGE.write_text(losses_page.page(table()))
 
 
 def _rounded(x):

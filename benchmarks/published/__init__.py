@@ -33,17 +33,17 @@ LARGE = {  # (student, teacher) by what a loss takes
 class Case:
     """How a loss is measured.
 
-    published     form(student, teacher, **extra): a function, or a class of nn.Module to make one.
+    published     form(student, teacher, **extra); with learned parts: makes that form.
     student       shape, or list of shapes, of the student's input; None: the usual one.
     teacher       as student.
-    ours          makes our form where it has learned parts; None: the function of the table.
+    ours          makes our form, where it has learned parts; None: the function of the table.
     options       of ours, when it is timed.
     convention    options of ours that make the published form; None: ours is another on purpose, or learned.
     extra         of (student, teacher) to further arguments of both forms.
     note          on the row: why another size.
     """
 
-    published: Callable[..., Tensor] | type[nn.Module]
+    published: Callable[..., Tensor] | Callable[[], nn.Module]
     student: Shape | list[Shape] | None = None
     teacher: Shape | list[Shape] | None = None
     ours: Callable[[], nn.Module] | None = None

@@ -2,12 +2,14 @@
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from parity import HERE, KINDS, accounted, index
 
 from abckd_kernels import losses
+from benchmarks import losses as benchmark
 from benchmarks import losses_page, published
 
 LOSSES = []
@@ -52,8 +54,27 @@ def test_every_entry_has_a_published_form_and_was_measured(entry):
     assert entry.measured, f"measure it: python -m benchmarks.losses --loss {entry.name} --write"
 
 
+def halved(shape):
+    """Half of the batch and of the frames or bins, a quarter of the bands."""
+    if isinstance(shape, list):
+        return [halved(one) for one in shape]
+    channels = 1 if len(shape) == 4 else 2
+    return tuple(max(size // n, 1) for size, n in zip(shape, (2, channels, 2, 4), strict=False))
+
+
+@each
+def test_ours_is_the_published_form_by_its_options(entry):
+    """What benchmarks.losses checks before it measures, at a smaller size."""
+    found = published.case(entry.name)
+    if found is None or found.ours is not None or found.convention is None:
+        pytest.skip("no options of ours make the published form")
+    student, teacher = (given or size for given, size in zip((found.student, found.teacher),
+                                                             published.LARGE[entry.inputs], strict=True))  # fmt: skip
+    benchmark.check(entry, replace(found, student=halved(student), teacher=halved(teacher)))
+
+
 def test_the_page_is_what_the_table_says():
-    assert losses_page.PAGE.read_text() == losses_page.page(ENTRIES), "run python -m benchmarks.losses --write"
+    assert losses_page.PAGE.read_text() == losses_page.page(ENTRIES), "run python -m benchmarks.losses --page"
 
 
 def test_measured_numbers_are_part_of_the_package():
