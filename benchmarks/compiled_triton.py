@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 
 from abckd_kernels.ops import triton_layers
 from abckd_kernels.ops.compress import triton as compress_kernels
+from abckd_kernels.ops.gram import triton as gram_kernels
 from abckd_kernels.ops.tap import triton as tap_kernels
 
 from . import machine_code
@@ -27,7 +28,7 @@ from .compiled import JOBS, Kernel, dump
 TARGETS = [GPUTarget("cuda", arch, 32) for arch in (80, 86, 90, 100, 120)] + [GPUTarget("hip", "gfx942", 64)]
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
             torch.int64: "*i64", torch.int8: "*i8"}  # fmt: skip
-OPS = {tap_kernels: "tap", compress_kernels: "compress"}
+OPS = {tap_kernels: "tap", compress_kernels: "compress", gram_kernels: "gram"}
 
 
 class Launches(list):
@@ -90,6 +91,12 @@ def compress_with_learned_scores(gradients: bool) -> None:
     compress_kernels.forward(students, teachers, scores, None, [200, 64], False, 0.1, None, 200, gradients)
 
 
+def gram(dtype: torch.dtype, axis: str, channels_last: bool = False) -> None:
+    x = features(dtype, channels_last)[1]
+    for shifted in (False, True):
+        gram_kernels.backward(gram_kernels.forward(x, axis, shifted), x, axis, shifted)
+
+
 LAYOUTS = {"contiguous": False, "channels_last": True}
 CASES: dict[str, Callable[[], None]] = {
     **{
@@ -105,6 +112,10 @@ CASES: dict[str, Callable[[], None]] = {
     "per frame, pooled": lambda: compress([50, 24], True),
     "learned scores, evaluation": lambda: compress_with_learned_scores(False),
     "learned scores, training": lambda: compress_with_learned_scores(True),
+    "float32, samples": lambda: gram(torch.float32, "samples"),
+    "float64, channels": lambda: gram(torch.float64, "channels"),
+    "float32, frames": lambda: gram(torch.float32, "frames"),
+    "bfloat16, frames, channels_last": lambda: gram(torch.bfloat16, "frames", True),
 }  # fmt: skip
 
 

@@ -18,11 +18,20 @@ if backends.TRITON_INTERPRET:
     pytest.skip("the interpreter replaces what would be compiled", allow_module_level=True)
 
 from abckd_kernels.ops.compress import triton as compress_kernels  # noqa: E402
+from abckd_kernels.ops.gram import AXES  # noqa: E402
+from abckd_kernels.ops.gram import triton as gram_kernels  # noqa: E402
 from abckd_kernels.ops.tap import triton as tap_kernels  # noqa: E402
 from benchmarks import compiled_triton, resources  # noqa: E402
 from benchmarks.compiled_triton import TARGETS  # noqa: E402
 from benchmarks.occupancy import occupancy  # noqa: E402
 
+GRAMS = [
+    ("samples", torch.float32, False),
+    ("channels", torch.float64, False),
+    ("frames", torch.float32, False),
+    ("frames", torch.bfloat16, True),
+    ("samples_per_frame", torch.float16, False),
+]
 for_all_targets = pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.arch))
 
 
@@ -86,6 +95,15 @@ def test_compress_with_learned_scores(launches, target, gradients):
     assert all(compiled.load_widths[16] for _, compiled in compile_all(launches, target))
 
 
+@for_all_targets
+@pytest.mark.parametrize("axis, dtype, last", GRAMS, ids=lambda value: str(value).removeprefix("torch."))
+def test_gram(launches, target, axis, dtype, last):
+    """No spill for any number of rows, and features without a copy are read in 16 bytes."""
+    compiled_triton.gram(dtype, axis, last)
+    for _, compiled in compile_all(launches, target, axis):
+        assert compiled.load_widths[16]
+
+
 def test_one_launch_for_all_layers(launches):
     tap_kernels.forward(compiled_triton.features(torch.float32), 2, False, None, 200)
     assert len(launches) == 1
@@ -99,9 +117,13 @@ def test_sizes_of_one_compile(launches):
     grid_maps = [torch.empty(1, 1, 1)]
     compress_kernels.forward(grid_maps, grid_maps, None, None, [1, 1], False, 1.0, torch.tensor([1]), 1, True)
     compress_kernels.backward(torch.empty(1, 1), torch.empty(1, 1, 1, 1), [1, 1], torch.tensor([1]), 1)
+    x = torch.empty(1, 1, 1)
+    for axis in AXES:
+        gram_kernels.backward(torch.empty(1, 1, 1), x, axis, True)
+        gram_kernels.forward(x, axis, True)
     kernels = compiled_triton.inspect(launches, TARGETS[2])
-    assert len(kernels) == 5
-    assert [kernel.problems for kernel in kernels] == [[]] * 5
+    assert len(kernels) == 5 + 2 * 4
+    assert [kernel.problems for kernel in kernels] == [[]] * len(kernels)
 
 
 def test_occupancy_is_llvms(launches):
