@@ -22,6 +22,7 @@ from abckd_kernels.ops.compress import triton as compress_kernels
 from abckd_kernels.ops.pointwise import KINDS
 from abckd_kernels.ops.pointwise import triton as pointwise_kernels
 from abckd_kernels.ops.project import triton as project_kernels
+from abckd_kernels.ops.gram import triton as gram_kernels
 from abckd_kernels.ops.tap import triton as tap_kernels
 
 from . import machine_code
@@ -36,6 +37,7 @@ OPS = {
     pointwise_kernels: "pointwise",
     project_kernels: "project",
 }
+OPS = {tap_kernels: "tap", compress_kernels: "compress", gram_kernels: "gram"}
 
 
 class Launches(list):
@@ -122,6 +124,10 @@ def project(
     operands = (student, weight, [teacher] * (1 + attended), bias, attention, lengths, 200)
     project_kernels.forward(*operands)
     project_kernels.backward(torch.empty(2), *operands, [True, True, not attended, attended])
+def gram(dtype: torch.dtype, axis: str, channels_last: bool = False) -> None:
+    x = features(dtype, channels_last)[1]
+    for shifted in (False, True):
+        gram_kernels.backward(gram_kernels.forward(x, axis, shifted), x, axis, shifted)
 
 
 LAYOUTS = {"contiguous": False, "channels_last": True}
@@ -156,6 +162,10 @@ CASES: dict[str, Callable[[], None]] = {
     "130 channels, one teacher": lambda: project(torch.float32, channels=(130, 130)),
     "128 channels, one teacher": lambda: project(torch.float32, channels=(128, 256)),
     "two teachers, lengths": lambda: project(torch.float32, attended=True),
+    "float32, samples": lambda: gram(torch.float32, "samples"),
+    "float64, channels": lambda: gram(torch.float64, "channels"),
+    "float32, frames": lambda: gram(torch.float32, "frames"),
+    "bfloat16, frames, channels_last": lambda: gram(torch.bfloat16, "frames", True),
 }  # fmt: skip
 
 

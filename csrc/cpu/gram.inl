@@ -181,27 +181,18 @@ struct Gram {
   // total[i][j] += row i of x . row j of y
   static void add_tile(const A* x, const A* y, int64_t stride, int64_t columns, double* total, int64_t total_stride) {
     V sums[kTileRows][kTile] = {};
-    for (int64_t k = 0; k < columns; k += kLanes) {
+    int64_t k = 0;
+    do {
       V right[kTile];
       for (int j = 0; j < kTile; ++j) right[j] = load(y + j * stride + k);
       for (int i = 0; i < kTileRows; ++i) {
         const V left = load(x + i * stride + k);
         for (int j = 0; j < kTile; ++j) sums[i][j] += left * right[j];
       }
-    }
+    } while ((k += kLanes) < columns);
     for (int i = 0; i < kTileRows; ++i) {
-      for (int j = 0; j < kTile; ++j) total[i * total_stride + j] += double(sum_lanes(sums[i][j]));
+      for (int j = 0; j < kTile; ++j) total[i * total_stride + j] += double(sum<A>(sums[i][j]));
     }
-  }
-
-  // By halves: as many additions as there are bits in the number of lanes.
-  static A sum_lanes(V value) {
-    alignas(64) A lanes[kLanes];
-    store(lanes, value);
-    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-      for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-    }
-    return lanes[0];
   }
 
   // Panels [k][kPanel] of the symmetric matrix that the gradient of x has: rows that don't exist are zero. With a shift

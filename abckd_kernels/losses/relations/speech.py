@@ -15,8 +15,8 @@ weights            n numbers; default 1/n.
 
 returns a scalar in float32 (float64 if a feature is), and raises TypeError or ValueError that names the argument.
 
-Traffic: forward reads S and T once, backward reads S once more and writes its gradient (the op `gram`); resizing and F x F
-matrices cost copies; T x T matrices are T / (C F) of a feature.
+Traffic: forward reads S and T once, backward reads S once more and writes its gradient (the op `gram`); resizing and
+F x F matrices cost copies; T x T matrices are T / (C F) of a feature.
 """
 
 from __future__ import annotations

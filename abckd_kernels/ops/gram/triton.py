@@ -7,8 +7,8 @@ backward: a program owns a tile of rows and one of columns of the result and wal
 Rows are padded to 16 at least, which is what tl.dot takes; all products are float32's own ("ieee"), because a loss
 takes differences of them.
 
-Bytes, with S the size of x: up to 64 rows forward reads S and writes and reads again S / 8 at most, backward reads S and
-writes S. With more rows each tile is read once per tile of the other side, from L2 as long as a chunk fits into it.
+Bytes, with S the size of x: up to 64 rows forward reads S and writes and reads again S / 8 at most, backward reads S
+and writes S. With more rows each tile is read once per tile of the other side, from L2 as long as a chunk fits into it.
 """
 
 from __future__ import annotations
@@ -152,6 +152,7 @@ def backward_kernel(
     SHIFTED: tl.constexpr,
     DOUBLE: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
@@ -162,8 +163,8 @@ def backward_kernel(
     x_ptr += group * strides[1]
     matrix_ptr += group * rows * rows
     total = tl.zeros((BLOCK_R, BLOCK_K), tl.float64 if DOUBLE else tl.float32)
-    for begin in range(0, rows, BLOCK_R):
-        j = begin + tl.arange(0, BLOCK_R)
+    for begin in range(0, rows, BLOCK_S):
+        j = begin + tl.arange(0, BLOCK_S)
         x = load_tile(x_ptr, j, k, rows, columns, strides, FLAT, SHIFTED, DOUBLE)
         inside = (i < rows)[:, None] & (j < rows)[None, :]
         factors = tl.load(matrix_ptr + i[:, None] * rows + j[None, :], inside, other=0)
@@ -183,7 +184,7 @@ def forward(x: Tensor, axis: str, shifted: bool) -> Tensor:
         forward_kernel, chunks * at.groups * tiles * (tiles + 1) // 2, x,
         x, partial, at.rows, at.columns, at.strides, at.groups, chunk, tiles,
         FLAT=at.outer == 1, SHIFTED=shifted, DOUBLE=x.dtype == torch.float64, ONE_TILE=tiles == 1,
-        BLOCK_R=at.block, **_tile(at, x),
+        BLOCK_R=at.block, BLOCK_K=64 if at.block < 64 else 16, num_warps=4,
     )  # fmt: skip
     return partial.sum(0, dtype=torch.float64)
 
@@ -193,18 +194,12 @@ def backward(grad: Tensor, x: Tensor, axis: str, shifted: bool) -> Tensor:
     at = Rows.of(x, axis)
     result = empty_like(x)
     matrix = row_factors(grad, shifted).to(accumulation_dtype(x.dtype)).contiguous()
-    options = _tile(at, x)
-    column_tiles, row_tiles = triton.cdiv(at.columns, options["BLOCK_K"]), triton.cdiv(at.rows, at.block)
+    columns = 64 if at.block < 64 else 32
+    column_tiles, row_tiles = triton.cdiv(at.columns, columns), triton.cdiv(at.rows, at.block)
     launch(
         backward_kernel, at.groups * column_tiles * row_tiles, x,
         matrix, x, result, at.rows, at.columns, at.strides, column_tiles, row_tiles,
         FLAT=at.outer == 1, SHIFTED=shifted, DOUBLE=x.dtype == torch.float64,
-        BLOCK_R=at.block, **options,
+        BLOCK_R=at.block, BLOCK_S=16, BLOCK_K=columns, num_warps=4,
     )  # fmt: skip
     return result
-
-
-def _tile(at: Rows, x: Tensor) -> dict[str, int]:
-    """Columns of a tile, and warps: so many that a thread's part of the operands stays in registers."""
-    narrow = at.block <= 32
-    return {"BLOCK_K": (64 if narrow else 32) // (2 if x.dtype == torch.float64 else 1), "num_warps": 4}
