@@ -34,10 +34,10 @@ POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf
 OPS = {
     tap_kernels: "tap",
     compress_kernels: "compress",
+    gram_kernels: "gram",
     pointwise_kernels: "pointwise",
     project_kernels: "project",
 }
-OPS = {tap_kernels: "tap", compress_kernels: "compress", gram_kernels: "gram"}
 
 
 class Launches(list):
@@ -124,6 +124,8 @@ def project(
     operands = (student, weight, [teacher] * (1 + attended), bias, attention, lengths, 200)
     project_kernels.forward(*operands)
     project_kernels.backward(torch.empty(2), *operands, [True, True, not attended, attended])
+
+
 def gram(dtype: torch.dtype, axis: str, channels_last: bool = False) -> None:
     x = features(dtype, channels_last)[1]
     for shifted in (False, True):

@@ -1,7 +1,5 @@
 """The numerics tests once more, with Triton's kernels in Triton's interpreter: that takes a process of its own.
 
-All cases of the ops run here. The interpreter is slow, so of the loss made of them a part has to do. All of it:
-All cases of the ops run here, and of spectral most. The interpreter is slow, so of the loss made of them a part has to do. All of it:
 All cases of the ops run here, most of spectral's. The interpreter is slow, so of the loss made of them a part has to
 do. All of it:
     TRITON_INTERPRET=1 pytest -m "not big" tests/test_abc_loss.py tests/test_properties.py

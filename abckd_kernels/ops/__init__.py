@@ -20,8 +20,3 @@ __all__ = [
     "tap",
     "tap_all",
 ]
-from .pointwise import pointwise
-from .project import project
-from .tap import Tapped, tap, tap_all
-
-__all__ = ["Tapped", "compress", "pointwise", "project", "tap", "tap_all"]

@@ -9,8 +9,6 @@
 #include "pointwise.inl"
 #include "project.inl"
 #include "spectral.inl"
-#include "pointwise.inl"
-#include "project.inl"
 
 namespace abckd::cpu {
 extern const Kernels ABCKD_TABLE;
@@ -25,9 +23,5 @@ const Kernels ABCKD_TABLE = {
     ABCKD_ISA::pointwise_forward,  ABCKD_ISA::pointwise_backward,
     ABCKD_ISA::project_forward,    ABCKD_ISA::project_backward,
     ABCKD_ISA::spectral_forward,   ABCKD_ISA::spectral_backward,
-    ABCKD_NAME(ABCKD_ISA),       ABCKD_ISA::tap_forward,       ABCKD_ISA::tap_backward,
-    ABCKD_ISA::compress_forward, ABCKD_ISA::compress_backward,
-    ABCKD_ISA::pointwise_forward, ABCKD_ISA::pointwise_backward,
-    ABCKD_ISA::project_forward,  ABCKD_ISA::project_backward,
 };
 }  // namespace abckd::cpu

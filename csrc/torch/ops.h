@@ -6,6 +6,4 @@
 #include "pointwise.h"
 #include "project.h"
 #include "spectral.h"
-#include "pointwise.h"
-#include "project.h"
 #include "tap.h"

@@ -105,6 +105,8 @@ void spectral_backward(const SpectralArguments& a) {
   add(buffers, "complex", static_cast<const void*>(a.complex), a.batch * sum_bytes(a.dtype));
   add(buffers, "result", a.result, a.batch * a.bins * 2 * element_bytes(a.dtype));
   check(cuda::spectral_backward(a, nullptr));
+}
+
 void add_logits(simt::Buffers& buffers, const DivergenceArguments& of) {
   const int64_t bytes = of.outer * of.classes * of.inner * element_bytes(of.dtype);
   add(buffers, "student", of.student, bytes);
