@@ -19,10 +19,10 @@ from triton.compiler import ASTSource
 
 from abckd_kernels.ops import triton_layers
 from abckd_kernels.ops.compress import triton as compress_kernels
+from abckd_kernels.ops.gram import triton as gram_kernels
 from abckd_kernels.ops.pointwise import KINDS
 from abckd_kernels.ops.pointwise import triton as pointwise_kernels
 from abckd_kernels.ops.project import triton as project_kernels
-from abckd_kernels.ops.gram import triton as gram_kernels
 from abckd_kernels.ops.tap import triton as tap_kernels
 
 from . import machine_code

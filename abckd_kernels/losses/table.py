@@ -177,6 +177,8 @@ ENTRIES = (
         formula="mean of (s - t')^2 where t > 0 or s > t', t' = max(t, m_c)",
         paper="Heo et al., ICCV 2019",
         reproduces="mdistiller: reduction='sum', weights=[2^-(n - i - 1), ...]",
+    ),
+    Entry(
         "spectral", response.spectral_loss, response.SpectralLoss, inputs="spectra", op="spectral",
         formula="0.7 mean (m_s^c - m_t^c)^2 + 0.3 mean |s m_s^(c-1) - t m_t^(c-1)|^2, m = |z|, c = 0.3",
         paper="as in GTCRN, Rong et al., ICASSP 2024",
@@ -213,6 +215,7 @@ ENTRIES = (
         paper="Kim et al., NeurIPS 2018",
         reproduces="RepDistiller; torchdistill (FTLoss, KTALoss): normalize='factor'",
     ),
+    Entry(
         "kl", response.kl_loss, response.KLLoss, inputs="logits", op="divergence",
         formula="tau^2 mean KL(p || q), or KL(q || p); p, q = softmax of teacher's and student's logits / tau",
         paper="Hinton, Vinyals and Dean, arXiv 1503.02531, 2015; standardize: Sun et al., CVPR 2024",
