@@ -19,8 +19,10 @@ from triton.compiler import ASTSource
 
 from abckd_kernels.ops import triton_layers
 from abckd_kernels.ops.compress import triton as compress_kernels
+from abckd_kernels.ops.gram import triton as gram_kernels
 from abckd_kernels.ops.pointwise import KINDS
 from abckd_kernels.ops.pointwise import triton as pointwise_kernels
+from abckd_kernels.ops.project import triton as project_kernels
 from abckd_kernels.ops.tap import triton as tap_kernels
 
 from . import machine_code
@@ -29,14 +31,21 @@ from .compiled import JOBS, Kernel, dump
 TARGETS = [GPUTarget("cuda", arch, 32) for arch in (80, 86, 90, 100, 120)] + [GPUTarget("hip", "gfx942", 64)]
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
             torch.int64: "*i64", torch.int8: "*i8"}  # fmt: skip
-OPS = {tap_kernels: "tap", compress_kernels: "compress", pointwise_kernels: "pointwise"}
+OPS = {
+    tap_kernels: "tap",
+    compress_kernels: "compress",
+    gram_kernels: "gram",
+    pointwise_kernels: "pointwise",
+    project_kernels: "project",
+}
 
 
 class Launches(list):
     """Stands in for `launch`: (kernel, positional arguments, constants, options) of each call."""
 
     def __call__(self, kernel, programs, like, *args, **constants):
-        options = {"num_warps": constants.pop("num_warps", 4)}
+        given = {"num_warps": "num_warps", "num_stages": "num_stages", "registers": "maxnreg"}
+        options = {"num_warps": 4} | {of: constants.pop(name) for name, of in given.items() if name in constants}
         self.append((kernel, args, constants, options))
 
 
@@ -44,7 +53,8 @@ class Launches(list):
 def recorded(target: GPUTarget = TARGETS[0]) -> Iterator[Launches]:
     """Launches of the ops in the block, as they would be on the target; nothing runs."""
     launches = Launches()
-    replaced = {"launch": launches, "WARP": target.warp_size}
+    precision = "ieee" if target.backend == "hip" else "tf32x3"
+    replaced = {"launch": launches, "WARP": target.warp_size, "PRECISION": precision}
     originals = [(op, name, getattr(op, name)) for op in OPS for name in replaced if hasattr(op, name)]
     for op, name, _ in originals:
         setattr(op, name, replaced[name])
@@ -100,6 +110,28 @@ def pointwise(kind: str, dtype: torch.dtype, channels_last: bool = False, length
     pointwise_kernels.backward(sums, *operands)
 
 
+def project(
+    dtype: torch.dtype, channels_last: bool = False, channels: tuple[int, int] = (32, 64), attended: bool = False
+) -> None:
+    """One teacher with a bias, or with attention two of them and padding; every gradient."""
+    student, teacher = (torch.empty(2, count, 200, 64, dtype=dtype) for count in channels)
+    if channels_last:
+        student, teacher = (x.to(memory_format=torch.channels_last) for x in (student, teacher))
+    weight = torch.empty(*channels[::-1])
+    bias, attention, lengths = None if attended else torch.empty(channels[1]), None, None
+    if attended:
+        attention, lengths = torch.empty(2, 2), torch.tensor([200, 77])
+    operands = (student, weight, [teacher] * (1 + attended), bias, attention, lengths, 200)
+    project_kernels.forward(*operands)
+    project_kernels.backward(torch.empty(2), *operands, [True, True, not attended, attended])
+
+
+def gram(dtype: torch.dtype, axis: str, channels_last: bool = False) -> None:
+    x = features(dtype, channels_last)[1]
+    for shifted in (False, True):
+        gram_kernels.backward(gram_kernels.forward(x, axis, shifted), x, axis, shifted)
+
+
 LAYOUTS = {"contiguous": False, "channels_last": True}
 CASES: dict[str, Callable[[], None]] = {
     **{
@@ -122,6 +154,20 @@ CASES: dict[str, Callable[[], None]] = {
     "per frame, pooled": lambda: compress([50, 24], True),
     "learned scores, evaluation": lambda: compress_with_learned_scores(False),
     "learned scores, training": lambda: compress_with_learned_scores(True),
+    **{
+        f"{str(dtype).removeprefix('torch.')}, {layout}, one teacher":
+        lambda dtype=dtype, last=last: project(dtype, last)
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+        for layout, last in LAYOUTS.items()
+    },
+    "64 channels, one teacher": lambda: project(torch.float32, channels=(64, 128)),
+    "130 channels, one teacher": lambda: project(torch.float32, channels=(130, 130)),
+    "128 channels, one teacher": lambda: project(torch.float32, channels=(128, 256)),
+    "two teachers, lengths": lambda: project(torch.float32, attended=True),
+    "float32, samples": lambda: gram(torch.float32, "samples"),
+    "float64, channels": lambda: gram(torch.float64, "channels"),
+    "float32, frames": lambda: gram(torch.float32, "frames"),
+    "bfloat16, frames, channels_last": lambda: gram(torch.bfloat16, "frames", True),
 }  # fmt: skip
 
 
@@ -152,10 +198,10 @@ def build(launch: tuple, target: GPUTarget, **options):
             signature[name], more, known = specialise(args[index], (index,))
             fixed.update(more)
             attributes.update(known)
-    of_target = triton_layers.OPTIONS if target.backend == "cuda" else {}
-    return triton.compile(
-        ASTSource(kernel, signature, fixed, attributes), target=target, options=own_options | of_target | options
-    )
+    own_options = triton_layers.OPTIONS | own_options
+    if target.backend != "cuda":
+        own_options = {name: value for name, value in own_options.items() if name not in triton_layers.OPTIONS}
+    return triton.compile(ASTSource(kernel, signature, fixed, attributes), target=target, options=own_options | options)
 
 
 def inspect(launches: list[tuple], target: GPUTarget, variant: str = "-", **options) -> list[Kernel]:

@@ -1,10 +1,12 @@
 """Knowledge-distillation losses: one file or folder per family, functional and nn.Module forms side by side."""
 
-from . import relations
+from . import hints, relations, response
 from .abc import ABCLoss, abc_loss
 from .afd import AFDLoss, afd_loss
 from .attention import ATLoss, at_loss
+from .hints import *  # noqa: F403
 from .relations import *  # noqa: F403
+from .response import *  # noqa: F403
 from .semckd import SemCKDLoss, semckd_loss
 from .table import table
 
@@ -18,5 +20,7 @@ __all__ = [
     "at_loss",
     "semckd_loss",
     "table",
+    *hints.__all__,
     *relations.__all__,
+    *response.__all__,
 ]

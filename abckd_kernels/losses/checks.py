@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,15 @@ def check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ValueError, naming the argument, unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{argument}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_number(argument: str, value: float, *, least: float, most: float = math.inf, above: bool = False) -> float:
+    """`value`. Raises ValueError unless it is a finite number from `least` (`above`: above it) to `most`."""
+    fits = isinstance(value, int | float) and math.isfinite(value) and least <= value <= most
+    if not fits or (above and value == least):
+        limits = f"{'above' if above else 'at least'} {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
+        raise ValueError(f"{argument}: expected a number {limits}, got {value!r}")
+    return value
 
 
 def check_weights(weights, n: int) -> Tensor | None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
 from torch import nn
 
 from . import abc, afd, attention, hints, relations, semckd
+from . import abc, relations, response
 
 INPUTS = ("features", "logits", "spectra", "waveforms")
+MEASURED = Path(__file__).with_name("measured.json")  # written by python -m benchmarks.losses --write
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class Entry:
     formula      in one line.
     paper        authors, venue and year.
     reproduces   which published code, by which option.
+    measured     traffic, time, memory and errors beside the published form, and the machine (benchmarks/losses.py says
+                 what each number means); None: nobody has.
     """
 
     name: str
@@ -36,6 +43,7 @@ class Entry:
     formula: str = ""
     paper: str = ""
     reproduces: str = ""
+    measured: dict | None = None
 
 
 ENTRIES = (
@@ -170,9 +178,73 @@ ENTRIES = (
         paper="Heo et al., ICCV 2019",
         reproduces="mdistiller: reduction='sum', weights=[2^-(n - i - 1), ...]",
     ),
+    Entry(
+        "spectral", response.spectral_loss, response.SpectralLoss, inputs="spectra", op="spectral",
+        formula="0.7 mean (m_s^c - m_t^c)^2 + 0.3 mean |s m_s^(c-1) - t m_t^(c-1)|^2, m = |z|, c = 0.3",
+        paper="as in GTCRN, Rong et al., ICASSP 2024",
+        reproduces="gtcrn (its spectral terms): magnitude_weight=70, complex_weight=30",
+    ),
+    Entry(
+        "si_snr", response.si_snr_loss, response.SiSNRLoss, inputs="waveforms", op="",
+        formula="-10 log10(|y|^2 / |s - y|^2), y the projection of s onto t, means taken off",
+        paper="Le Roux et al., ICASSP 2019",
+        reproduces="gtcrn (its waveform term): zero_mean=False, factor=1",
+    ),
+    Entry(
+        "dispatch", response.dispatch_loss, response.DispatchLoss, inputs="waveforms", op="",
+        formula="mean (|S| - |T|)^2 over the patches where |S| is farther from the clean signal than |T| by most",
+        paper="DISPatch, its repository rlaehghks5/DISPATCH",
+        reproduces="DISPATCH: convention='published'",
+    ),
+    Entry(
+        "hint", hints.hint_loss, hints.HintLoss, op="pointwise, project",
+        learned="linear map (and batch norm, and ReLU) over channels, or a module (optional)",
+        formula="mean of (W s + b - t)^2",
+        paper="Romero et al., ICLR 2015",
+        reproduces="RepDistiller, mdistiller: regressor='relu', or ConvReg.between(...) where sizes differ",
+    ),
+    Entry(
+        "review", hints.review_loss, hints.ReviewLoss, op="gram", learned="attention-based fusion of layers (optional)",
+        formula="[mean d^2 + sum_l w_l mean pool_l(d)^2] / (1 + sum_l w_l), d = s - t, l = 4, 2, 1, w = 1/2, 1/4, 1/8",
+        paper="Chen et al., CVPR 2021",
+        reproduces="ReviewKD, mdistiller, torchdistill: fit='frames', weights=[1, ...]; I2RF-TFCKD: norm='instance'",
+    ),
+    Entry(
+        "ft", hints.ft_loss, hints.FTLoss, op="tap", learned="translators, paraphrasers (optional)",
+        formula="mean |Q_s - Q_t|, Q the attention map of the factors scaled to norm 1",
+        paper="Kim et al., NeurIPS 2018",
+        reproduces="RepDistiller; torchdistill (FTLoss, KTALoss): normalize='factor'",
+    ),
+    Entry(
+        "kl", response.kl_loss, response.KLLoss, inputs="logits", op="divergence",
+        formula="tau^2 mean KL(p || q), or KL(q || p); p, q = softmax of teacher's and student's logits / tau",
+        paper="Hinton, Vinyals and Dean, arXiv 1503.02531, 2015; standardize: Sun et al., CVPR 2024",
+        reproduces="RepDistiller, mdistiller, SemCKD (maps: reduction='batch'); torchdistill's KDLoss with cross "
+        "entropy, LogitStdKDLoss: standardize=True, SKDInstanceLoss: weights=[1 / tau^2]",
+    ),
+    Entry(
+        "jsd", response.jsd_loss, response.JSDLoss, inputs="logits", op="divergence",
+        formula="tau^2 mean (beta KL(p || m) + (1 - beta) KL(q || m)), m = beta p + (1 - beta) q",
+        paper="Agarwal et al., ICLR 2024",
+        reproduces="Liger-Kernel: convention='published', weights=[1 / tau^2]",
+    ),
+    Entry(
+        "dkd", response.dkd_loss, response.DKDLoss, inputs="logits", op="divergence",
+        formula="alpha tau^2 KL((p_y, 1 - p_y) || (q_y, 1 - q_y)) + beta tau^2 KL(p without y || q without y)",
+        paper="Zhao et al., CVPR 2022",
+        reproduces="mdistiller (its warm-up is the caller's)",
+    ),
+    Entry(
+        "dist", response.dist_loss, response.DISTLoss, inputs="logits",
+        formula="tau^2 (beta (1 - mean_rows rho(q, p)) + gamma (1 - mean_classes rho(q, p))), rho Pearson's",
+        paper="Huang et al., NeurIPS 2022",
+        reproduces="torchdistill",
+    ),
 )  # fmt: skip
 
 
+@cache
 def table() -> tuple[Entry, ...]:
-    """All losses."""
-    return ENTRIES
+    """All losses, with what was measured of them."""
+    measured = json.loads(MEASURED.read_text())["losses"] if MEASURED.exists() else {}
+    return tuple(replace(entry, measured=measured.get(entry.name)) for entry in ENTRIES)

@@ -374,8 +374,10 @@ struct Project {
           V rows[kLanes];
           for (int64_t i = 0; i < kLanes; ++i) rows[i] = load(memory.gradient + (c + i) * plan.stride + p);
           transpose<A>(rows);
+          const int64_t width = std::min(kLanes, channels - c);
           for (int64_t i = 0; i < std::min(kLanes, size - p); ++i) {
-            write_some<S>(result + (tile.begin + p + i) * channels + c, rows[i], std::min(kLanes, channels - c));
+            auto* row = result + (tile.begin + p + i) * channels + c;
+            width == kLanes ? S::write(row, rows[i]) : write_some<S>(row, rows[i], width);
           }
         }
       }

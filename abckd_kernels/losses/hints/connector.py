@@ -22,12 +22,11 @@ class PositionLinear(nn.Linear):
 
 
 def at_every_position(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """weight (D, C) times x (B, C, *spatial), plus bias (D,), in the dtype of the weight, as x lies."""
-    x = x.to(weight.dtype)
+    """weight (D, C) times x (B, C, *spatial), of the same dtype, plus bias (D,); the result lies as x does."""
     if is_channels_last(x):
         return nn.functional.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    return _Linear.apply(x.flatten(2), weight, bias).view(x.shape[0], -1, *x.shape[2:])
+    return _Linear.apply(x.flatten(2), weight, bias).view(len(x), len(weight), *x.shape[2:])
 
 
 class _Linear(torch.autograd.Function):
@@ -64,14 +63,14 @@ class Connector(nn.Module):
         self.norm = nn.BatchNorm1d(outputs, eps=eps, affine=affine)
 
     def forward(self, x: Tensor, padding: Padding) -> Tensor:
-        """(B, outputs, *spatial); what padded frames hold is of no use. Padded frames of `x` must be zero."""
+        """(B, outputs, *spatial); what padded frames hold is of no use. `x` has the parameters' dtype, zero there."""
         return at_every_position(x, *self.folded(x, padding))
 
     def folded(self, x: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
         """Matrix and bias that do both; in training the statistics are those of `x`, and the running ones follow."""
         weight = self.linear.weight
         if self.training:
-            mean, covariance, count = moments(x.to(weight.dtype), padding)
+            mean, covariance, count = moments(x, padding)
             mean, variance = weight @ mean, ((weight @ covariance) * weight).sum(1)
             follow(self.norm, mean, variance, count)
         else:

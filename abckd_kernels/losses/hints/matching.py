@@ -78,8 +78,12 @@ class Learned(nn.Module):
         """The loss of what `prepared` gives for each layer."""
         raise NotImplementedError
 
+    def on_one_grid(self, layer: nn.Module, s: Tensor, t: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
+        """What the layer gets of a pair: both on the smaller size of each axis."""
+        return on_one_grid(s, t, padding)
+
     def prepared(self, layer: nn.Module, s: Tensor, t: Tensor, padding: Padding) -> tuple:
-        """What the loss wants of a pair."""
+        """What the loss wants of a pair; `s` has the dtype of the layer's parameters, and zero in padded frames."""
         raise NotImplementedError
 
     def forward(
@@ -103,8 +107,10 @@ class Learned(nn.Module):
                         f"{name}[{index}]: expected {expected} channels, got {x.shape[1]} in {tuple(x.shape)}"
                     )
             with torch.autocast(pair[0].device.type, enabled=False):
-                s, t = on_one_grid(*pair, padding)
-                made.append(self.prepared(layer, padding.zeroed(s), t, padding))
+                s, t = self.on_one_grid(layer, *pair, padding)
+                # Once for all that reads it: in half precision its gradient is then rounded once.
+                s = padding.zeroed(s.to(next(layer.parameters()).dtype))
+                made.append(self.prepared(layer, s, t, padding))
         return self.loss(made, padding)
 
     def extra_repr(self) -> str:

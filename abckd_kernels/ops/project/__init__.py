@@ -85,7 +85,9 @@ def project(
 
 def _check_parameter(name: str, x: Tensor, shape: tuple[int, ...], student: Tensor) -> None:
     if not isinstance(x, Tensor) or x.dtype not in shapes.FEATURE_DTYPES:
-        raise TypeError(f"{name}: expected a floating-point tensor {shape}, got {getattr(x, 'dtype', type(x).__name__)}")
+        raise TypeError(
+            f"{name}: expected a floating-point tensor {shape}, got {getattr(x, 'dtype', type(x).__name__)}"
+        )
     if tuple(x.shape) != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(x.shape)}")
     if x.device != student.device:
@@ -128,9 +130,7 @@ def _backward(ctx, error_grads):
     return tuple(results)
 
 
-backends.define(
-    "project_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu",)
-)
+backends.define("project_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu",))
 backends.define(
     "project_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu",)
 )

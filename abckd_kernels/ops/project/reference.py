@@ -34,13 +34,12 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     residual, s, w, ts = _residual(student, weight, teachers, bias, attention, lengths, padded_length)
     residual = 2 * error_grads.to(residual.dtype)[:, None, None] * residual
-    nothing = residual.new_empty(0)
     student_grad = student.new_empty(0)
     if wanted[0]:
         student_grad = empty_like(student).copy_((w.T @ residual).view(student.shape))
-    weight_grad = torch.einsum("bdp,bcp->dc", residual, s) if wanted[1] else nothing
-    bias_grad = residual.sum((0, 2)) if wanted[2] else nothing
-    attention_grad = -torch.stack([(residual * t).sum((1, 2)) for t in ts], 1) if wanted[3] else nothing
+    weight_grad = torch.einsum("bdp,bcp->dc", residual, s) if wanted[1] else residual.new_empty(0)
+    bias_grad = residual.sum((0, 2)) if wanted[2] else residual.new_empty(0)
+    attention_grad = -torch.stack([(residual * t).sum((1, 2)) for t in ts], 1) if wanted[3] else residual.new_empty(0)
     return student_grad, weight_grad, bias_grad, attention_grad
 
 
@@ -59,7 +58,7 @@ def _residual(student, weight, teachers, bias, attention, lengths, padded_length
     s, *ts = map(wide, (student, *teachers))
     residual = weight @ s
     if bias is not None:
-        residual = wide((residual + bias.to(dtype)[:, None]).view(len(s), -1, *student.shape[2:]))
+        residual = wide((residual + bias.to(dtype)[:, None]).view(len(s), len(weight), *student.shape[2:]))
     for j, t in enumerate(ts):
         residual = residual - (t if attention is None else t * attention[:, j, None, None])
     return residual, s, weight, ts
