@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 
 from abckd_kernels.ops import triton_layers
 from abckd_kernels.ops.compress import triton as compress_kernels
+from abckd_kernels.ops.spectral import triton as spectral_kernels
 from abckd_kernels.ops.tap import triton as tap_kernels
 
 from . import machine_code
@@ -27,7 +28,7 @@ from .compiled import JOBS, Kernel, dump
 TARGETS = [GPUTarget("cuda", arch, 32) for arch in (80, 86, 90, 100, 120)] + [GPUTarget("hip", "gfx942", 64)]
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
             torch.int64: "*i64", torch.int8: "*i8"}  # fmt: skip
-OPS = {tap_kernels: "tap", compress_kernels: "compress"}
+OPS = {tap_kernels: "tap", compress_kernels: "compress", spectral_kernels: "spectral"}
 
 
 class Launches(list):
@@ -90,6 +91,15 @@ def compress_with_learned_scores(gradients: bool) -> None:
     compress_kernels.forward(students, teachers, scores, None, [200, 64], False, 0.1, None, 200, gradients)
 
 
+def spectral(dtype: torch.dtype, bands_last: bool = False, lengths: torch.Tensor | None = None) -> None:
+    student, teacher = (torch.empty(2, 257, 200, 2, dtype=dtype) for _ in range(2))
+    if bands_last:
+        student, teacher = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (student, teacher))
+    options = 0.3, 1e-12, lengths, 200
+    spectral_kernels.forward(student, teacher, *options)
+    spectral_kernels.backward(torch.empty(2), torch.empty(2), student, teacher, *options)
+
+
 LAYOUTS = {"contiguous": False, "channels_last": True}
 CASES: dict[str, Callable[[], None]] = {
     **{
@@ -98,6 +108,12 @@ CASES: dict[str, Callable[[], None]] = {
         for run in (tap, tap_with_means_and_lengths)
         for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
         for layout, last in LAYOUTS.items()
+    },
+    **{
+        f"{str(dtype).removeprefix('torch.')}, spectrum{', lengths' * (lengths is not None)}":
+        lambda dtype=dtype, lengths=lengths: spectral(dtype, lengths is not None, lengths)
+        for lengths in (None, torch.tensor([200, 77]))
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     },
     "per sample, on the grid": lambda: compress([200, 64], False),
     "per frame, on the grid": lambda: compress([200, 64], True),

@@ -18,6 +18,7 @@ if backends.TRITON_INTERPRET:
     pytest.skip("the interpreter replaces what would be compiled", allow_module_level=True)
 
 from abckd_kernels.ops.compress import triton as compress_kernels  # noqa: E402
+from abckd_kernels.ops.spectral import triton as spectral_kernels  # noqa: E402
 from abckd_kernels.ops.tap import triton as tap_kernels  # noqa: E402
 from benchmarks import compiled_triton, resources  # noqa: E402
 from benchmarks.compiled_triton import TARGETS  # noqa: E402
@@ -86,6 +87,23 @@ def test_compress_with_learned_scores(launches, target, gradients):
     assert all(compiled.load_widths[16] for _, compiled in compile_all(launches, target))
 
 
+@for_all_targets
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_spectral_reads_pairs_in_16_bytes(launches, target, dtype):
+    compiled_triton.spectral(dtype)
+    compiled = [kernel for _, kernel in compile_all(launches, target)]
+    for launch, kernel, operands in zip(launches, compiled, (2, 0, 2), strict=True):
+        per_operand = launch[2]["BLOCK"] * dtype.itemsize // (16 * kernel.threads)
+        assert kernel.load_widths[16] >= per_operand * operands, (kernel.name, kernel.load_widths)
+
+
+@for_all_targets
+def test_spectral_with_lengths(launches, target):
+    compiled_triton.spectral(torch.float32, True, torch.tensor([200, 77]))
+    compiled_triton.spectral(torch.float64, False, torch.tensor([200, 77]))
+    assert len(compile_all(launches, target)) == 6
+
+
 def test_one_launch_for_all_layers(launches):
     tap_kernels.forward(compiled_triton.features(torch.float32), 2, False, None, 200)
     assert len(launches) == 1
@@ -99,9 +117,12 @@ def test_sizes_of_one_compile(launches):
     grid_maps = [torch.empty(1, 1, 1)]
     compress_kernels.forward(grid_maps, grid_maps, None, None, [1, 1], False, 1.0, torch.tensor([1]), 1, True)
     compress_kernels.backward(torch.empty(1, 1), torch.empty(1, 1, 1, 1), [1, 1], torch.tensor([1]), 1)
+    spectrum = torch.empty(1, 1, 1, 2)
+    spectral_kernels.forward(spectrum, spectrum, 0.3, 1e-12, torch.tensor([1]), 1)
+    spectral_kernels.backward(torch.empty(1), torch.empty(1), spectrum, spectrum, 0.3, 1e-12, torch.tensor([1]), 1)
     kernels = compiled_triton.inspect(launches, TARGETS[2])
-    assert len(kernels) == 5
-    assert [kernel.problems for kernel in kernels] == [[]] * 5
+    assert len(kernels) == 8
+    assert [kernel.problems for kernel in kernels] == [[]] * 8
 
 
 def test_occupancy_is_llvms(launches):
