@@ -3,7 +3,18 @@
 from .backends import use_backend
 from .distill import Distiller, DistillerOutput
 from .losses import ABCLoss, abc_loss
-from .ops import SpectralErrors, Tapped, compress, spectral, tap, tap_all
+from .ops import (
+    SpectralErrors,
+    Tapped,
+    compress,
+    divergence,
+    gram,
+    pointwise,
+    project,
+    spectral,
+    tap,
+    tap_all,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -14,6 +25,10 @@ __all__ = [
     "Tapped",
     "abc_loss",
     "compress",
+    "divergence",
+    "gram",
+    "pointwise",
+    "project",
     "spectral",
     "tap",
     "tap_all",

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from . import Case
+
 
 def spectral(student: Tensor, teacher: Tensor) -> Tensor:
     """As GTCRN's HybridLoss without its waveform term, of complex spectra, with the weights 0.7 and 0.3."""
@@ -52,3 +54,14 @@ def dispatch(
     least = worse.flatten(1).topk(max(int(number * share), 1)).values[:, -1]
     mask = worse >= least[:, None, None]
     return (mask * error(s, t)).sum() / (worse.numel() * share)
+
+
+CASES = {
+    "spectral": Case(spectral),
+    "si_snr": Case(si_snr),
+    "dispatch": Case(
+        dispatch,
+        convention={"convention": "published"},
+        extra=lambda student, teacher: {"clean": 0.5 * teacher},
+    ),
+}

@@ -19,4 +19,7 @@ int64_t spectral_forward_workspace(const SpectralArguments&);
 cudaError_t spectral_forward(const SpectralArguments&, cudaStream_t);
 cudaError_t spectral_backward(const SpectralArguments&, cudaStream_t);
 
+cudaError_t divergence_forward(const DivergenceForwardArguments&, cudaStream_t);
+cudaError_t divergence_backward(const DivergenceBackwardArguments&, cudaStream_t);
+
 }  // namespace abckd::cuda

@@ -1,5 +1,9 @@
 // Every op.
 #pragma once
 #include "compress.h"
+#include "divergence.h"
+#include "gram.h"
+#include "pointwise.h"
+#include "project.h"
 #include "spectral.h"
 #include "tap.h"

@@ -107,9 +107,36 @@ void spectral_backward(const SpectralArguments& a) {
   check(cuda::spectral_backward(a, nullptr));
 }
 
+void add_logits(simt::Buffers& buffers, const DivergenceArguments& of) {
+  const int64_t bytes = of.outer * of.classes * of.inner * element_bytes(of.dtype);
+  add(buffers, "student", of.student, bytes);
+  add(buffers, "teacher", of.teacher, bytes);
+}
+
+void divergence_forward(const DivergenceForwardArguments& a) {
+  const int64_t rows = a.of.outer * a.of.inner, bytes = rows * sum_bytes(a.of.dtype);
+  simt::Buffers buffers;
+  add_logits(buffers, a.of);
+  add(buffers, "ignore", static_cast<const void*>(a.ignore), rows);
+  add(buffers, "values", a.values, bytes);
+  add(buffers, "saved", a.saved, divergence_saved(a.of.kind) * bytes);
+  check(cuda::divergence_forward(a, nullptr));
+}
+
+void divergence_backward(const DivergenceBackwardArguments& a) {
+  const int64_t bytes = a.of.outer * a.of.inner * sum_bytes(a.of.dtype);
+  simt::Buffers buffers;
+  add_logits(buffers, a.of);
+  add(buffers, "value_grads", a.value_grads, bytes);
+  add(buffers, "saved", a.saved, divergence_saved(a.of.kind) * bytes);
+  add(buffers, "result", a.result, a.of.outer * a.of.classes * a.of.inner * element_bytes(a.of.dtype));
+  check(cuda::divergence_backward(a, nullptr));
+}
+
 constexpr TapLaunchers kTap{cuda::tap_forward_workspace, tap_forward, tap_backward};
 constexpr CompressLaunchers kCompress{kMostMaps, cuda::compress_forward_workspace, compress_forward, compress_backward};
 constexpr SpectralLaunchers kSpectral{cuda::spectral_forward_workspace, spectral_forward, spectral_backward};
+constexpr DivergenceLaunchers kDivergence{divergence_forward, divergence_backward};
 
 }  // namespace
 
@@ -117,4 +144,5 @@ TORCH_LIBRARY_IMPL(abckd, CPU, library) {
   implement_tap<kTap>(library);
   implement_compress<kCompress>(library);
   implement_spectral<kSpectral>(library);
+  implement_divergence<kDivergence>(library);
 }

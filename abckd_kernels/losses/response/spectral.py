@@ -112,9 +112,9 @@ class _Projection(torch.autograd.Function):
     def forward(ctx, s, t, count, zero_mean, eps):
         n = s.shape[1] if count is None else count.clamp_min(1)
         mean_s, mean_t = ((x.sum(1) / n if zero_mean else x.new_zeros(len(x))) for x in (s, t))
-        energy = (_energy(t) - n * mean_t.square()).clamp_min(0)
-        rest = s * t
-        gain = (rest.sum(1) - n * mean_s * mean_t) / (energy + eps)
+        rest = _without(t.clone(), mean_t, count) if zero_mean else t.clone()
+        energy = _energy(rest)
+        gain = rest.mul_(s).sum(1) / (energy + eps)
         torch.addcmul(s, t, -gain[:, None], out=rest)
         if zero_mean:
             rest = _without(rest, mean_s - gain * mean_t, count)
