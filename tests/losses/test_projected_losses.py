@@ -1,16 +1,11 @@
 """Hints behind learned layers: regressors, knowledge review (HCL, ABF), factor transfer."""
 
-import cases
 import naive_projected as naive
-import parity
-import pytest
 import torch
 from suite import *  # noqa: F403 - the tests that every loss passes
-from suite import Loss, gradients
+from suite import Loss
 
 from abckd_kernels.losses import hints as h
-from abckd_kernels.losses.features import Padding
-from abckd_kernels.losses.hints import pyramid
 
 OTHER = (3, 9, 4)  # another size
 WIDE = (4, 6, 5)  # other channels
@@ -54,8 +49,10 @@ LOSSES = [
     Loss("ft", h.ft_loss, naive.ft, teacher=WIDE),
     Loss("ft", h.ft_loss, naive.ft, teacher=OTHER, options={"power": 1, "exponent": 2.0}),
     Loss("ft", h.ft_loss, naive.ft, options={"normalize": "factor"}, **plain | {"invariant": "scale batch"}),
-    Loss("ft", h.ft_loss, naive.ft, options={"normalize": "factor", "exponent": 2.0}, **sized | {"invariant": "scale batch"}),
-    Loss("ft translated", None, naive.ft_module, teacher=WIDE, module=lambda: h.FTLoss(3, 4), **of_batch, invariant="scale batch"),
+    Loss("ft", h.ft_loss, naive.ft, options={"normalize": "factor", "exponent": 2.0},
+         **sized | {"invariant": "scale batch"}),
+    Loss("ft translated", None, naive.ft_module, module=lambda: h.FTLoss(3, 4), teacher=WIDE, **of_batch,
+         invariant="scale batch"),
 ]  # fmt: skip
 
 

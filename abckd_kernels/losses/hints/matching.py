@@ -12,6 +12,7 @@ from ..features import Padding, check_equal, pairs, resized, smaller
 
 Features = Tensor | Sequence[Tensor]
 Channels = int | Sequence[int]
+EVERYWHERE = Padding(None, 1)  # every frame is valid
 
 
 def matched(

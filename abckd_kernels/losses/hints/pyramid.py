@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from ...ops.shapes import accumulation_dtype, empty_like
+from ...ops.shapes import empty_like
 
 BLOCK = 2**17  # elements
 
