@@ -27,7 +27,7 @@ def at_every_position(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     if is_channels_last(x):
         return nn.functional.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    return _Linear.apply(x.flatten(2), weight, bias).view(x.shape[0], -1, *x.shape[2:])
+    return _Linear.apply(x.flatten(2), weight, bias).view(x.shape[0], len(weight), *x.shape[2:])
 
 
 class _Linear(torch.autograd.Function):

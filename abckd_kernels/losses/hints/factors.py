@@ -138,6 +138,14 @@ class FTLoss(Configured):
         found, padding = pairs(student_features, teacher_features, lengths, padded_length)
         if len(found) != len(self.translators):
             raise ValueError(f"student_features: expected {len(self.translators)} features, got {len(found)}")
+        for index, pair in enumerate(found):
+            stacks = self.translators[index].convolutions, self.paraphrasers[index].encoder
+            for name, x, (first, *_) in zip(("student_features", "teacher_features"), pair, stacks, strict=True):
+                if (x.shape[1], x.dim()) != (first.in_channels, first.weight.dim()):
+                    raise ValueError(
+                        f"{name}[{index}]: expected {first.in_channels} channels and {first.weight.dim()} axes, "
+                        f"got {tuple(x.shape)}"
+                    )
         with torch.autocast(found[0][0].device.type, enabled=False):
             factors = [f(s, padding) for f, (s, _) in zip(self.translators, found, strict=True)]
             with torch.no_grad():
