@@ -12,6 +12,7 @@ from ..features import Padding, check_equal, pairs, resized, smaller
 
 Features = Tensor | Sequence[Tensor]
 Channels = int | Sequence[int]
+EVERYWHERE = Padding(None, 1)  # every frame is valid
 
 
 def matched(
@@ -108,7 +109,7 @@ class Learned(nn.Module):
             with torch.autocast(pair[0].device.type, enabled=False):
                 s, t = self.on_one_grid(layer, *pair, padding)
                 # Once for all that reads it: in half precision its gradient is then rounded once.
-                s = padding.zeroed(s.to(next(layer.parameters()).dtype))
+                s = padding.zeroed(s.to(next(layer.parameters(), s).dtype))
                 made.append(self.measured(layer, s, t, padding))
         return self.loss(made, padding)
 
