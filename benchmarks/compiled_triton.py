@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 
 from abckd_kernels.ops import triton_layers
 from abckd_kernels.ops.compress import triton as compress_kernels
+from abckd_kernels.ops.dots import triton as dots_kernels
 from abckd_kernels.ops.gram import triton as gram_kernels
 from abckd_kernels.ops.tap import triton as tap_kernels
 
@@ -28,7 +29,7 @@ from .compiled import JOBS, Kernel, dump
 TARGETS = [GPUTarget("cuda", arch, 32) for arch in (80, 86, 90, 100, 120)] + [GPUTarget("hip", "gfx942", 64)]
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
             torch.int64: "*i64", torch.int8: "*i8"}  # fmt: skip
-OPS = {tap_kernels: "tap", compress_kernels: "compress", gram_kernels: "gram"}
+OPS = {tap_kernels: "tap", compress_kernels: "compress", gram_kernels: "gram", dots_kernels: "dots"}
 
 
 class Launches(list):
@@ -97,6 +98,12 @@ def gram(dtype: torch.dtype, axis: str, channels_last: bool = False) -> None:
         gram_kernels.backward(gram_kernels.forward(x, axis, shifted), x, axis, shifted)
 
 
+def dots(dtype: torch.dtype) -> None:
+    _, x, y = features(dtype)
+    dots_kernels.forward(x, y)
+    dots_kernels.backward(torch.empty(2, 64, 2), x, y)
+
+
 LAYOUTS = {"contiguous": False, "channels_last": True}
 CASES: dict[str, Callable[[], None]] = {
     **{
@@ -112,6 +119,8 @@ CASES: dict[str, Callable[[], None]] = {
     "per frame, pooled": lambda: compress([50, 24], True),
     "learned scores, evaluation": lambda: compress_with_learned_scores(False),
     "learned scores, training": lambda: compress_with_learned_scores(True),
+    "float32, of two features": lambda: dots(torch.float32),
+    "bfloat16, of two features": lambda: dots(torch.bfloat16),
     "float32, samples": lambda: gram(torch.float32, "samples"),
     "float64, channels": lambda: gram(torch.float64, "channels"),
     "float32, frames": lambda: gram(torch.float32, "frames"),

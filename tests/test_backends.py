@@ -10,7 +10,8 @@ import torch
 
 from abckd_kernels import abc_loss, backends, info, tap, use_backend
 
-OPS = ("tap_forward", "tap_backward", "compress_forward", "compress_backward", "gram_forward", "gram_backward")
+OPS = ("tap_forward", "tap_backward", "compress_forward", "compress_backward", "gram_forward", "gram_backward",
+       "dots_forward", "dots_backward")  # fmt: skip
 native = pytest.mark.skipif(backends.extension() is None, reason="the C++ extension is not built")
 
 COMPACT_CHECK = """

@@ -3,6 +3,7 @@
 #include "tap.inl"
 #include "compress.inl"
 #include "gram.inl"
+#include "dots.inl"
 
 namespace abckd::cpu {
 extern const Kernels ABCKD_TABLE;
@@ -12,5 +13,6 @@ const Kernels ABCKD_TABLE = {
     ABCKD_NAME(ABCKD_ISA),       ABCKD_ISA::tap_forward,       ABCKD_ISA::tap_backward,
     ABCKD_ISA::compress_forward, ABCKD_ISA::compress_backward,
     ABCKD_ISA::gram_forward,     ABCKD_ISA::gram_backward,
+    ABCKD_ISA::dots_forward,     ABCKD_ISA::dots_backward,
 };
 }  // namespace abckd::cpu

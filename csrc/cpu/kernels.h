@@ -15,6 +15,8 @@ struct Kernels {
   void (*compress_backward)(const CompressBackwardArguments&, Threads);
   void (*gram_forward)(const GramArguments&, Threads);
   void (*gram_backward)(const GramBackwardArguments&, Threads);
+  void (*dots_forward)(const DotsArguments&, Threads);
+  void (*dots_backward)(const DotsBackwardArguments&, Threads);
 };
 
 const Kernels& kernels();

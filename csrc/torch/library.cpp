@@ -41,6 +41,11 @@ constexpr GramLaunchers kGram{
     [](const GramBackwardArguments& a) { cpu::kernels().gram_backward(a, torch_threads()); },
 };
 
+constexpr DotsLaunchers kDotsOnCpu{
+    [](const DotsArguments& a) { cpu::kernels().dots_forward(a, torch_threads()); },
+    [](const DotsBackwardArguments& a) { cpu::kernels().dots_backward(a, torch_threads()); },
+};
+
 }  // namespace
 
 // Equal to the schemas in abckd_kernels/ops, which check that they are.
@@ -60,10 +65,13 @@ TORCH_LIBRARY(abckd, library) {
       " SymInt padded_length) -> Tensor[]");
   library.def("gram_forward(Tensor x, str axis, bool shifted) -> Tensor");
   library.def("gram_backward(Tensor grad, Tensor x, str axis, bool shifted) -> Tensor");
+  library.def("dots_forward(Tensor x, Tensor y) -> Tensor");
+  library.def("dots_backward(Tensor factors, Tensor x, Tensor y) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(abckd, CPU, library) {
   implement_tap<kTap>(library);
   implement_compress<kCompress>(library);
   implement_gram<kGram>(library);
+  implement_dots<kDotsOnCpu>(library);
 }

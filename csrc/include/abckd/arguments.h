@@ -99,4 +99,21 @@ struct GramBackwardArguments {
   void* result;              // the gradient of x, laid out as x
 };
 
+// Products of rows x[r, k] and y[r, k], contiguous: x.x, y.y, x.y, x.e, e.e with e = y - x.
+constexpr int kDots = 5;
+
+struct DotsArguments {
+  Dtype dtype;
+  const void* x;
+  const void* y;
+  int64_t rows, columns;
+  double* dots;  // [r, kDots]; backward does not use it
+};
+
+struct DotsBackwardArguments {
+  DotsArguments dots;
+  const double* factors;  // [r, 2]: of x and of e
+  void* result;           // [r, k]: factors[r, 0] x + factors[r, 1] e
+};
+
 }  // namespace abckd

@@ -1,0 +1,1 @@
+"""Losses as users of published code have them, in plain PyTorch."""
