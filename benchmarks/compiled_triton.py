@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 
 from abckd_kernels.ops import triton_layers
 from abckd_kernels.ops.compress import triton as compress_kernels
+from abckd_kernels.ops.dots import triton as dots_kernels
 from abckd_kernels.ops.gram import triton as gram_kernels
 from abckd_kernels.ops.pointwise import KINDS
 from abckd_kernels.ops.pointwise import triton as pointwise_kernels
@@ -35,6 +36,7 @@ POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf
 OPS = {
     tap_kernels: "tap",
     compress_kernels: "compress",
+    dots_kernels: "dots",
     gram_kernels: "gram",
     pointwise_kernels: "pointwise",
     project_kernels: "project",
@@ -143,6 +145,12 @@ def gram(dtype: torch.dtype, axis: str, channels_last: bool = False) -> None:
         gram_kernels.backward(gram_kernels.forward(x, axis, shifted), x, axis, shifted)
 
 
+def dots(dtype: torch.dtype) -> None:
+    _, x, y = features(dtype)
+    dots_kernels.forward(x, y)
+    dots_kernels.backward(torch.empty(2, 64, 2), x, y)
+
+
 LAYOUTS = {"contiguous": False, "channels_last": True}
 CASES: dict[str, Callable[[], None]] = {
     **{
@@ -181,6 +189,8 @@ CASES: dict[str, Callable[[], None]] = {
     "130 channels, one teacher": lambda: project(torch.float32, channels=(130, 130)),
     "128 channels, one teacher": lambda: project(torch.float32, channels=(128, 256)),
     "two teachers, lengths": lambda: project(torch.float32, attended=True),
+    "float32, of two features": lambda: dots(torch.float32),
+    "bfloat16, of two features": lambda: dots(torch.bfloat16),
     "float32, samples": lambda: gram(torch.float32, "samples"),
     "float64, channels": lambda: gram(torch.float64, "channels"),
     "float32, frames": lambda: gram(torch.float32, "frames"),
