@@ -1,12 +1,15 @@
 """Hints behind learned layers: regressors, knowledge review (HCL, ABF), factor transfer."""
 
+import cases
 import naive_projected as naive
 import pytest
 import torch
 from suite import *  # noqa: F403 - the tests that every loss passes
-from suite import Loss
+from suite import Loss, gradients
 
 from abckd_kernels.losses import hints as h
+from abckd_kernels.losses.features import Padding
+from abckd_kernels.losses.hints import pyramid
 
 OTHER = (3, 9, 4)  # another size
 WIDE = (4, 6, 5)  # other channels
