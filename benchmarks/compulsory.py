@@ -36,6 +36,16 @@ def compress_backward(distance_grads, map_grads, results, lengths: Tensor | None
     return _whole([distance_grads, map_grads, *results, lengths])
 
 
+def spectral_forward(spectra, errors, lengths: Tensor | None = None, padded_length: int = 0) -> int:
+    """Read both spectra, pairs (B, F, T, 2); write both errors of each sample."""
+    return _valid(spectra, 2, lengths, padded_length) + _whole([*errors, lengths])
+
+
+def spectral_backward(spectra, error_grads, result, lengths: Tensor | None = None, padded_length: int = 0) -> int:
+    """Read both spectra and the gradients of both errors; write the student's gradient."""
+    return _valid(spectra, 2, lengths, padded_length) + _whole([*error_grads, result, lengths])
+
+
 def pointwise_forward(features, per_channel, sums, lengths: Tensor | None = None, padded_length: int = 0) -> int:
     """Read student, teacher and, where the kind has one, the third feature; write a sum per sample and channel."""
     return _valid(features, 2, lengths, padded_length) + _whole([per_channel, sums, lengths])

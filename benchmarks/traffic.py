@@ -6,7 +6,8 @@ again: distinct sectors of 32 bytes, namely all that its launches store and thos
 others load what that one loaded, or what they stored. The fewest possible: benchmarks/compulsory.py.
 
 Gates (--check), each at most 1.05 but for the last:
-    moved / compulsory       tap and pointwise, both ways; cuda: also a whole step of abc_loss (its taps take no means)
+    moved / compulsory       tap, pointwise and spectral, both ways; cuda: also a whole step of abc_loss (its taps take
+                             no means)
     unique / compulsory      compress, whose maps fit into the cache
     sectors / ideal sectors  cuda, on contiguous features; at most 2 where channels don't begin at multiples of 16
                              bytes, because a warp's stretch of a row then begins anywhere within a sector
@@ -118,7 +119,7 @@ def _with_ratios(row: dict) -> dict:
 def gates(row: dict) -> dict[str, float]:
     """The row's ratios that are limited, and by what."""
     limits = {}
-    if row["op"].startswith(("tap", "pointwise")) or _is_step_of_abc_loss(row):
+    if row["op"].startswith(("tap", "pointwise", "spectral")) or _is_step_of_abc_loss(row):
         limits["ratio"] = LIMIT
     if row["op"].startswith("compress"):
         limits["unique_ratio"] = LIMIT

@@ -17,14 +17,16 @@ from . import compulsory
 MEGABYTE = 10**6
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LAYOUTS = ("contiguous", "channels_last")
+SPECTRA = ("contiguous", "bands_last")  # bands_last: as torch.stft's result lies
 EVEN, WIDE = (64, 64, 64), (256, 32, 32)  # (C, T, F)
 ODD, FLAT_ODD, LARGE_ODD = (33, 67, 129), (5, 201, 257), (33, 201, 257)  # nothing here divides evenly
 
 
 @dataclass(frozen=True)
 class Case:
-    """kind: "tap", "compress", "step" (tap of all layers, then compress) or "pointwise", whose kind begins the name.
-    students, teachers: shapes of features, or of maps for compress; tap takes them all as students. lengths: valid
+    """kind: "tap", "compress", "step" (tap of all layers, then compress), "spectral", or "pointwise", whose kind begins
+    the name. students, teachers: shapes of features, of maps for compress, of bins (B, F, T) for spectral; tap and
+    pointwise take them all as students. lengths: valid
     frames of each sample, of `students[0]`. per_frame: of compress.
     """
 
@@ -79,6 +81,13 @@ def _step(name: str, size: tuple[int, int], dtype: str, layout: str = "contiguou
     return Case("step", name, *layers, dtype, layout, means)
 
 
+def _spectral(
+    name: str, bins: tuple[int, int], dtype: str, layout: str, lengths: tuple[int, ...] | None = None
+) -> Case:  # fmt: skip
+    shape = _sized(bins, dtype) if lengths is None else (len(lengths) * 3, *bins)
+    return Case("spectral", name, (shape,), (shape,), dtype, layout, lengths=lengths and lengths * 3)
+
+
 CASES = (
     *(_tap("even", EVEN, dtype, layout, means) for dtype in DTYPES for layout in LAYOUTS for means in (True, False)),
     *(_tap("wide", WIDE, dtype, layout, True) for dtype in ("float32", "bfloat16") for layout in LAYOUTS),
@@ -95,6 +104,9 @@ CASES = (
     Case("compress", "lengths", ((3, 96, 32),) * 2, ((3, 96, 32),) * 2, lengths=(96, 60, 7)),
     Case("compress", "odd lengths", ((3, 101, 33),) * 2, ((3, 101, 33),) * 2, lengths=(101, 60, 7)),
     _step("step", (130, 64), "float32"),
+    *(_spectral("even", (256, 200), dtype, layout) for dtype in DTYPES for layout in SPECTRA),
+    *(_spectral("odd", (257, 201), dtype, layout) for dtype in ("float32", "bfloat16") for layout in SPECTRA),
+    *(_spectral("lengths", (257, 201), "float32", layout, (201, 170, 9)) for layout in SPECTRA),
 )
 # Ops without CUDA kernels.
 TRITON_CASES = (
@@ -133,6 +145,9 @@ def run(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
     if case.kind == "compress":
         maps = [torch.rand(shape, dtype=getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers)]
         yield from _compress(maps, len(case.students), padding, {}, case.per_frame)
+        return
+    if case.kind == "spectral":
+        yield from _run_spectral(case, padding)
         return
     if case.kind == "pointwise":
         yield from _run_pointwise(case, padding)
@@ -200,6 +215,24 @@ def _compress(
 
     yield "compress_forward", forward
     yield "compress_backward", backward
+
+
+def _run_spectral(case: Case, padding: tuple) -> Iterator[tuple[str, Callable[[], int]]]:
+    spectra = [torch.rand((*shape, 2)).to(getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers)]
+    if case.layout == "bands_last":
+        spectra = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in spectra]
+    made = {}
+
+    def forward() -> int:
+        made["errors"] = _kernel("spectral_forward")(*spectra, 0.3, 1e-12, *padding)
+        return compulsory.spectral_forward(spectra, made["errors"], *padding)
+
+    def backward() -> int:
+        result = _kernel("spectral_backward")(*made["errors"], *spectra, 0.3, 1e-12, *padding)
+        return compulsory.spectral_backward(spectra, made["errors"], result, *padding)
+
+    yield "spectral_forward", forward
+    yield "spectral_backward", backward
 
 
 def _feature(shape: tuple[int, ...], case: Case) -> Tensor:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from . import abc, afd, attention, hints, relations, semckd
-from . import abc, relations, response
+from . import abc, afd, attention, hints, relations, response, semckd
 
 INPUTS = ("features", "logits", "spectra", "waveforms")
 MEASURED = Path(__file__).with_name("measured.json")  # written by python -m benchmarks.losses --write

@@ -85,7 +85,7 @@ def _one_per_layer(regressors: nn.Module | Sequence[nn.Module], count: int) -> l
 class _Projected(Learned):
     """What is linear in the student's features: compared as it is made."""
 
-    def prepared(self, layer, s, t, padding):
+    def measured(self, layer, s, t, padding):
         weight, bias = layer.folded(s, padding) if isinstance(layer, Connector) else (layer.weight, layer.bias)
         errors = project(s, weight, t, bias=bias, lengths=padding.lengths, padded_length=padding.padded_length)
         return errors / (t.shape[1] * padding.positions(t)), t
@@ -95,7 +95,7 @@ class _Projected(Learned):
 
 
 class _Rectified(Learned):
-    def prepared(self, layer, s, t, padding):
+    def measured(self, layer, s, t, padding):
         return layer(s, padding).relu_(), t  # in place: backward of a linear map doesn't read what it gave
 
     def loss(self, found, padding):
@@ -112,7 +112,7 @@ class _Regressed(_Rectified):
     def on_one_grid(self, layer, s, t, padding):
         return s, t
 
-    def prepared(self, layer, s, t, padding):
+    def measured(self, layer, s, t, padding):
         return on_one_grid(layer(s, padding), t, padding)
 
 

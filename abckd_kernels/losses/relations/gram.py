@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...ops.gram import gram, matrix_dtype
-from ...ops.shapes import accumulation_dtype
+from ...ops.gram import gram
+from ...ops.shapes import accumulation_dtype, matrix_dtype
 
 SILENT = 1e-12  # norms up to this one are silence
 
@@ -83,8 +83,9 @@ def cosines(g: Tensor, eps: float = 0.0) -> Tensor:
 
 
 def cross_cosines(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosines within the rows of x (G, R, N), within those of y (G, S, N), and between them."""
-    within, other, between = products(x, x), products(y, y), products(x, y)
+    """Cosines within the channels of x, within those of y, and between them, of features on one grid."""
+    within, other = gram(x, "channels"), gram(y, "channels")
+    between = products(wide(x).flatten(2), wide(y).flatten(2))
     scales = [inverse(root(g.diagonal(dim1=-2, dim2=-1))) for g in (within, other)]
     return cosines(within), cosines(other), between * scales[0][:, :, None] * scales[1][:, None, :]
 

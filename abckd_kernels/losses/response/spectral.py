@@ -112,14 +112,15 @@ class _Projection(torch.autograd.Function):
     def forward(ctx, s, t, count, zero_mean, eps):
         n = s.shape[1] if count is None else count.clamp_min(1)
         mean_s, mean_t = ((x.sum(1) / n if zero_mean else x.new_zeros(len(x))) for x in (s, t))
-        energy = (_dot(t, t) - n * mean_t.square()).clamp_min(0)
-        gain = (_dot(s, t) - n * mean_s * mean_t) / (energy + eps)
-        rest = torch.addcmul(s, t, -gain[:, None])
+        rest = _without(t.clone(), mean_t, count) if zero_mean else t.clone()
+        energy = _energy(rest)
+        gain = rest.mul_(s).sum(1) / (energy + eps)
+        torch.addcmul(s, t, -gain[:, None], out=rest)
         if zero_mean:
             rest = _without(rest, mean_s - gain * mean_t, count)
         ctx.zero_mean, ctx.eps = zero_mean, eps
         ctx.save_for_backward(t, count, rest, mean_t, gain, energy)
-        return gain.square() * energy, _dot(rest, rest)
+        return gain.square() * energy, _energy(rest)
 
     @staticmethod
     def backward(ctx, of_signal, of_noise):
@@ -132,9 +133,9 @@ class _Projection(torch.autograd.Function):
         return refuse_second_derivative(grad), None, None, None, None
 
 
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """Inner products of rows, without their products in memory."""
-    return (x[:, None] @ y[:, :, None])[:, 0, 0]
+def _energy(x: Tensor) -> Tensor:
+    """Sums of squares of rows, without the squares in memory."""
+    return torch.linalg.vector_norm(x, dim=1).square()
 
 
 def _without(x: Tensor, mean: Tensor, count: Tensor | None) -> Tensor:
