@@ -26,9 +26,9 @@ from .checks import (
     check_layer_count,
     check_weights,
 )
-from .features import Padding, batch_mean, flat, layers, resized, smaller, weighted
+from .features import Padding, batch_mean, layers, resized, smaller, weighted
 from .layers import ValidBatchNorm
-from .relations.gram import gram, unit, wide
+from .relations.gram import between_samples, unit, wide
 from .taps import cells
 
 __all__ = ["SemCKDLoss", "semckd_loss"]
@@ -220,7 +220,7 @@ class SemCKDLoss(nn.Module):
         elif len(students[0]) != self.batch_size:
             raise ValueError(f"student_features[0]: expected batch_size {self.batch_size}, got {len(students[0])}")
         else:
-            summaries = [gram(flat(x)) for x in (*students, *teachers)]
+            summaries = [between_samples(x) for x in (*students, *teachers)]
         dtype = self.queries[0][0].weight.dtype
         embedded = [
             unit(f(x.to(dtype))) for f, x in zip((*self.queries, *self.keys), summaries, strict=True)

@@ -60,12 +60,12 @@ ENTRIES = (
     ),
     Entry(
         "afd", afd.afd_loss, afd.AFDLoss, op="tap, compress", learned="keys, queries, layer embeddings",
-        formula="sum_j w_j sum_i alpha_ij ||v_ij - w_j||^2, v, w energy maps scaled to norm 1, alpha = softmax_i",
+        formula="sum_ij alpha_ij ||v_ij - w_j||^2 / m, v, w energy maps scaled to norm 1, alpha = softmax_i of scores",
         paper="Ji, Heo and Park, AAAI 2021",
         reproduces="clovaai/attention-feature-distillation: distance='mean', weights=[1, ...]",
     ),
     Entry(
-        "semckd", semckd.semckd_loss, semckd.SemCKDLoss, op="tap", learned="queries, keys, n m projections",
+        "semckd", semckd.semckd_loss, semckd.SemCKDLoss, op="project, tap, pointwise", learned="queries, keys, n m projections",
         formula="sum_i w_i sum_j alpha_ij mean (p_ij(s_i) - t_j)^2, alpha = softmax_j q_i.k_j",
         paper="Chen et al., AAAI 2021",
         reproduces="SemCKD: regressor='convolutions', batch_size=B, dim=B // 4",
