@@ -31,13 +31,14 @@ def per_layer(name, make):
     return extra
 
 
-def like(values):
-    return lambda x: values.to(torch.promote_types(x.dtype, torch.float32))
+def between(first, last):
+    """A number for each channel."""
+    return lambda x: torch.linspace(first, last, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 log_variances = per_layer("log_variances", lambda x: x.flip(-1) * 0.5)
-with_scales = per_layer("scales", like(torch.linspace(-1, 2, 3, dtype=torch.float64)))
-with_margins = per_layer("margins", like(-torch.linspace(0.1, 0.9, 3, dtype=torch.float64)))
+with_scales = per_layer("scales", between(-1, 2))
+with_margins = per_layer("margins", between(-0.1, -0.9))
 
 signed = {"nonnegative": False, "zero_at_equality": False}
 apart = {"zero_at_equality": False}  # where the margin is not reached

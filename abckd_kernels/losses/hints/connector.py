@@ -28,23 +28,26 @@ class PositionLinear(nn.Linear):
 
 def at_every_position(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """weight (D, C) times x (B, C, *spatial), of the same dtype, plus bias (D,); the result lies as x does."""
-    return _Linear.apply(x, weight, weight.new_zeros(len(weight)) if bias is None else bias, relu)
+    return _Linear.apply(x, weight, bias, relu)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if is_channels_last(x):
         return nn.functional.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
-    product = torch.baddbmm(bias[:, None], weight.expand(len(x), -1, -1), x.flatten(2))
+    weights, rows = weight.expand(len(x), -1, -1), x.flatten(2)
+    product = torch.bmm(weights, rows) if bias is None else torch.baddbmm(bias[:, None], weights, rows)
     return product.view(len(x), len(weight), *x.shape[2:])
 
 
-def _of_parameters(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of weight and bias. The sum of the bias runs along memory here, which PyTorch's own does not."""
+def _of_weight(grad: Tensor, x: Tensor) -> Tensor:
     if is_channels_last(grad):
-        grad = grad.movedim(1, -1).flatten(0, -2)
-        return grad.T @ x.movedim(1, -1).flatten(0, -2), grad.sum(0)
-    grad = grad.flatten(2)
-    return torch.bmm(grad, x.flatten(2).transpose(1, 2)).sum(0), grad.sum(2).sum(0)
+        return grad.movedim(1, -1).flatten(0, -2).T @ x.movedim(1, -1).flatten(0, -2)
+    return torch.bmm(grad.flatten(2), x.flatten(2).transpose(1, 2)).sum(0)
+
+
+def _of_bias(grad: Tensor) -> Tensor:
+    """The sum runs along memory, which that of PyTorch's own backward does not."""
+    return grad.movedim(1, -1).flatten(0, -2).sum(0) if is_channels_last(grad) else grad.flatten(2).sum(2).sum(0)
 
 
 class _Linear(torch.autograd.Function):
@@ -61,8 +64,8 @@ class _Linear(torch.autograd.Function):
         x, weight, y = ctx.saved_tensors
         if y is not None:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
-        of_x = _product(grad, weight.T, weight.new_zeros(weight.shape[1])) if ctx.needs_input_grad[0] else None
-        return of_x, *_of_parameters(grad, x), None
+        of_x = _product(grad, weight.T) if ctx.needs_input_grad[0] else None
+        return of_x, _of_weight(grad, x), _of_bias(grad) if ctx.needs_input_grad[2] else None, None
 
 
 class Connector(nn.Module):
@@ -136,7 +139,7 @@ class _ProjectedSums(torch.autograd.Function):
         ctx.options = kind, parameter, padded_length
         kernel = backends.kernel("pointwise_forward", x.device)
         sums = []
-        for part, target, valid in _chunks(weight, x, t, lengths):
+        for part, target, valid in _chunks(len(weight), x, t, lengths):
             y = _product(part, weight, bias)
             sums.append(kernel(y, target.to(y.dtype), None, per_channel, kind, parameter, valid, padded_length))
         return torch.cat(sums)
@@ -147,21 +150,19 @@ class _ProjectedSums(torch.autograd.Function):
         kind, parameter, padded_length = ctx.options
         kernel = backends.kernel("pointwise_backward", x.device)
         of_x, of_weight, of_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias)
-        nothing = weight.new_zeros(weight.shape[1])
-        for part, target, valid, upstream, result in _chunks(weight, x, t, lengths, grad, of_x):
+        for part, target, valid, upstream, result in _chunks(len(weight), x, t, lengths, grad, of_x):
             y = _product(part, weight, bias)
             target = target.to(y.dtype)
             (own,) = kernel(upstream, y, target, None, per_channel, kind, parameter, valid, padded_length)
-            result.copy_(_product(own, weight.T, nothing))
-            more = _of_parameters(own, part)
-            of_weight, of_bias = of_weight + more[0], of_bias + more[1]
+            result.copy_(_product(own, weight.T))
+            of_weight, of_bias = of_weight + _of_weight(own, part), of_bias + _of_bias(own)
         fresh = (backends.refuse_second_derivative(x) for x in (of_x, of_weight, of_bias))
         return *fresh, *[None] * 6
 
 
-def _chunks(weight: Tensor, x: Tensor, *others: Tensor | None):
-    """Parts of `x` and the others along the batch, as many samples at a time as CHUNK_BYTES hold."""
-    sample = len(weight) * x.shape[2:].numel() * x.element_size()
+def _chunks(channels: int, x: Tensor, *others: Tensor | None):
+    """Parts of `x` and the others along the batch: as many samples as with so many channels fill CHUNK_BYTES."""
+    sample = channels * x.shape[2:].numel() * x.element_size()
     size = max(1, CHUNK_BYTES // sample)
     for first in range(0, max(len(x), 1), size):
         yield tuple(None if value is None else value[first : first + size] for value in (x, *others))
@@ -192,12 +193,19 @@ def moments(x: Tensor, padding: Padding) -> tuple[Tensor, Tensor, Tensor | int]:
 def channel_moments(x: Tensor, padding: Padding) -> tuple[Tensor, Tensor, Tensor | int]:
     """As `moments`, but each channel's variance (C,) alone, of any `x`, without a gradient."""
     valid, count = _valid_positions(x, padding)
-    x = padding.zeroed(x).to(accumulation_dtype(x.dtype)).flatten(2)
-    mean = x.sum(2).sum(0) / _divisor(count)
-    centred = x - mean[:, None]
-    if valid is not None:
-        centred *= valid[:, None]
-    return mean, torch.linalg.vector_norm(centred, dim=2).square().sum(0) / _divisor(count), count
+    mean, variance = 0, 0
+    for part, inside in _chunks(x.shape[1], x, valid):
+        mean = mean + _rows(part, inside).sum(2).sum(0) / _divisor(count)
+    for part, inside in _chunks(x.shape[1], x, valid):
+        centred = _rows(_rows(part, inside) - mean[:, None], inside)
+        variance = variance + torch.linalg.vector_norm(centred, dim=2).square().sum(0) / _divisor(count)
+    return mean, variance, count
+
+
+def _rows(x: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, C, N) in the dtype of sums, zero where a position is not valid."""
+    x = x.to(accumulation_dtype(x.dtype)).flatten(2)
+    return x if valid is None else x.masked_fill(~valid[:, None], 0)
 
 
 def _valid_positions(x: Tensor, padding: Padding) -> tuple[Tensor | None, Tensor | int]:
@@ -222,10 +230,11 @@ class _Moments(torch.autograd.Function):
         mean = x.sum(2).sum(0) / divisor
         ctx.save_for_backward(x, valid, mean)
         ctx.divisor = divisor
-        centred = x - mean[:, None]
-        if valid is not None:
-            centred *= valid[:, None]
-        return mean, torch.bmm(centred, centred.transpose(1, 2)).sum(0) / divisor
+        covariance = 0
+        for part, inside in _chunks(x.shape[1], x, valid):
+            centred = _rows(part - mean[:, None], inside)
+            covariance = covariance + torch.bmm(centred, centred.transpose(1, 2)).sum(0) / divisor
+        return mean, covariance
 
     @staticmethod
     def backward(ctx, mean_grad, covariance_grad):
@@ -233,4 +242,5 @@ class _Moments(torch.autograd.Function):
         matrix = (covariance_grad + covariance_grad.T) / ctx.divisor
         shift = mean_grad / ctx.divisor - matrix @ mean
         grad = torch.baddbmm(shift[:, None], matrix.expand(len(x), -1, -1), x)
-        return (grad if valid is None else grad * valid[:, None]), None, None
+        grad = grad if valid is None else grad * valid[:, None]
+        return backends.refuse_second_derivative(grad), None, None
