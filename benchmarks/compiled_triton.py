@@ -19,6 +19,8 @@ from triton.compiler import ASTSource
 
 from abckd_kernels.ops import triton_layers
 from abckd_kernels.ops.compress import triton as compress_kernels
+from abckd_kernels.ops.divergence import KINDS
+from abckd_kernels.ops.divergence import triton as divergence_kernels
 from abckd_kernels.ops.tap import triton as tap_kernels
 
 from . import machine_code
@@ -26,8 +28,8 @@ from .compiled import JOBS, Kernel, dump
 
 TARGETS = [GPUTarget("cuda", arch, 32) for arch in (80, 86, 90, 100, 120)] + [GPUTarget("hip", "gfx942", 64)]
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
-            torch.int64: "*i64", torch.int8: "*i8"}  # fmt: skip
-OPS = {tap_kernels: "tap", compress_kernels: "compress"}
+            torch.int64: "*i64", torch.int8: "*i8", torch.bool: "*i1"}  # fmt: skip
+OPS = {tap_kernels: "tap", compress_kernels: "compress", divergence_kernels: "divergence"}
 
 
 class Launches(list):
@@ -43,13 +45,13 @@ def recorded(target: GPUTarget = TARGETS[0]) -> Iterator[Launches]:
     """Launches of the ops in the block, as they would be on the target; nothing runs."""
     launches, warp = Launches(), tap_kernels.WARP
     originals = {module: module.launch for module in OPS}
-    tap_kernels.WARP = target.warp_size
+    tap_kernels.WARP = divergence_kernels.WARP = target.warp_size
     for module in OPS:
         module.launch = launches
     try:
         yield launches
     finally:
-        tap_kernels.WARP = warp
+        tap_kernels.WARP = divergence_kernels.WARP = warp
         for module, launch in originals.items():
             module.launch = launch
 
@@ -90,6 +92,16 @@ def compress_with_learned_scores(gradients: bool) -> None:
     compress_kernels.forward(students, teachers, scores, None, [200, 64], False, 0.1, None, 200, gradients)
 
 
+LOGITS = {"vocabulary": (64, 50257, 1), "short rows": (4096, 10, 1), "mask": (2, 64, 200 * 64)}
+
+
+def divergence(dtype: torch.dtype, kind: int, shape: tuple[int, int, int]) -> None:
+    student, teacher = (torch.empty(shape, dtype=dtype) for _ in "st")
+    ignore = torch.zeros(shape[0] * shape[2], dtype=torch.bool) if kind else None
+    values, saved = divergence_kernels.forward(student, teacher, ignore, kind, 0.5, 2.0, True)
+    divergence_kernels.backward(values, student, teacher, saved, kind, 0.5, 2.0)
+
+
 LAYOUTS = {"contiguous": False, "channels_last": True}
 CASES: dict[str, Callable[[], None]] = {
     **{
@@ -105,6 +117,13 @@ CASES: dict[str, Callable[[], None]] = {
     "per frame, pooled": lambda: compress([50, 24], True),
     "learned scores, evaluation": lambda: compress_with_learned_scores(False),
     "learned scores, training": lambda: compress_with_learned_scores(True),
+    **{
+        f"{str(dtype).removeprefix('torch.')}, {KINDS[kind]}, {name}":
+        lambda dtype=dtype, kind=kind, shape=shape: divergence(dtype, kind, shape)
+        for kind, dtype in ((0, torch.float32), (0, torch.bfloat16), (1, torch.float16), (2, torch.float32),
+                            (2, torch.float64))
+        for name, shape in LOGITS.items()
+    },
 }  # fmt: skip
 
 

@@ -36,6 +36,16 @@ def compress_backward(distance_grads, map_grads, results, lengths: Tensor | None
     return _whole([distance_grads, map_grads, *results, lengths])
 
 
+def divergence_forward(student, teacher, values, saved) -> int:
+    """Read both logits; write values and what backward needs of each row."""
+    return _whole([student, teacher, values, saved])
+
+
+def divergence_backward(value_grads, student, teacher, saved, result) -> int:
+    """Read both logits, the rows' gradients and what forward saved; write the gradient of the student's logits."""
+    return _whole([value_grads, student, teacher, saved, result])
+
+
 def _whole(tensors: Iterable[Tensor | None]) -> int:
     return sum(x.nbytes for x in tensors if x is not None)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from abckd_kernels import backends
 from abckd_kernels.ops.compress import common_grid
+from abckd_kernels.ops.divergence import KINDS
 
 from . import compulsory
 
@@ -22,9 +23,9 @@ ODD, FLAT_ODD, LARGE_ODD = (33, 67, 129), (5, 201, 257), (33, 201, 257)  # nothi
 
 @dataclass(frozen=True)
 class Case:
-    """kind: "tap", "compress" or "step" (tap of all layers, then compress). students, teachers: shapes of features,
-    or of maps for compress; tap takes them all as students. lengths: valid frames of each sample, of `students[0]`.
-    per_frame: of compress.
+    """kind: "tap", "compress", "step" (tap of all layers, then compress) or "divergence". students, teachers: shapes of
+    features, or of maps for compress; tap takes them all as students; of divergence one each, (outer, classes, inner).
+    lengths: valid frames of each sample, of `students[0]`. per_frame: of compress. divergence: its kind.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Case:
     means: bool = False
     lengths: tuple[int, ...] | None = None
     per_frame: bool = False
+    divergence: str = ""
 
     def __str__(self) -> str:
         means = "-means" if self.means else ""
@@ -54,6 +56,7 @@ class Case:
             "students": len(self.students),
             "means": self.means,
             "lengths": self.lengths,
+            "divergence": self.divergence,
         }
 
 
@@ -74,6 +77,10 @@ def _step(name: str, size: tuple[int, int], dtype: str, layout: str = "contiguou
     return Case("step", name, *layers, dtype, layout, means)
 
 
+def _divergence(name: str, shape: tuple[int, int, int], kind: str, dtype: str) -> Case:
+    return Case("divergence", f"{name} {kind}", (shape,), (shape,), dtype, divergence=kind)
+
+
 CASES = (
     *(_tap("even", EVEN, dtype, layout, means) for dtype in DTYPES for layout in LAYOUTS for means in (True, False)),
     *(_tap("wide", WIDE, dtype, layout, True) for dtype in ("float32", "bfloat16") for layout in LAYOUTS),
@@ -90,6 +97,13 @@ CASES = (
     Case("compress", "lengths", ((3, 96, 32),) * 2, ((3, 96, 32),) * 2, lengths=(96, 60, 7)),
     Case("compress", "odd lengths", ((3, 101, 33),) * 2, ((3, 101, 33),) * 2, lengths=(101, 60, 7)),
     _step("step", (130, 64), "float32"),
+    *(_divergence("vocabulary", (8, 50257, 1), kind, "float32") for kind in ("kl", "jsd")),
+    _divergence("vocabulary", (16, 50264, 1), "reverse_kl", "bfloat16"),
+    *(_divergence("mask", (2, 64, 3200), kind, "float32") for kind in ("kl", "jsd")),
+    _divergence("mask", (2, 128, 3200), "reverse_kl", "float16"),
+    _divergence("rows", (2048, 264, 1), "kl", "float32"),
+    _divergence("odd rows", (2048, 261, 1), "jsd", "bfloat16"),
+    _divergence("odd mask", (2, 66, 2043), "kl", "float32"),
 )
 # The emulator is fast enough for more.
 EMULATOR_CASES = (
@@ -113,6 +127,9 @@ def run(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
     if case.kind == "compress":
         maps = [torch.rand(shape, dtype=getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers)]
         yield from _compress(maps, len(case.students), padding, {}, case.per_frame)
+        return
+    if case.kind == "divergence":
+        yield from _divergence_ops(case)
         return
     features = [_feature(shape, case) for shape in (*case.students, *case.teachers)]
     made = {}
@@ -157,6 +174,23 @@ def _compress(
 
     yield "compress_forward", forward
     yield "compress_backward", backward
+
+
+def _divergence_ops(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
+    student, teacher = (torch.randn(shape).to(getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers))
+    options, made = (KINDS.index(case.divergence), 0.5, 2.0), {}
+
+    def forward() -> int:
+        made["results"] = _kernel("divergence_forward")(student, teacher, None, *options, True)
+        return compulsory.divergence_forward(student, teacher, *made["results"])
+
+    def backward() -> int:
+        values, saved = made["results"]
+        result = _kernel("divergence_backward")(values, student, teacher, saved, *options)
+        return compulsory.divergence_backward(values, student, teacher, saved, result)
+
+    yield "divergence_forward", forward
+    yield "divergence_backward", backward
 
 
 def _feature(shape: tuple[int, ...], case: Case) -> Tensor:

@@ -18,6 +18,7 @@ if backends.TRITON_INTERPRET:
     pytest.skip("the interpreter replaces what would be compiled", allow_module_level=True)
 
 from abckd_kernels.ops.compress import triton as compress_kernels  # noqa: E402
+from abckd_kernels.ops.divergence import KINDS  # noqa: E402
 from abckd_kernels.ops.tap import triton as tap_kernels  # noqa: E402
 from benchmarks import compiled_triton, resources  # noqa: E402
 from benchmarks.compiled_triton import TARGETS  # noqa: E402
@@ -84,6 +85,19 @@ def test_compress(launches, target, per_frame, grid):
 def test_compress_with_learned_scores(launches, target, gradients):
     compiled_triton.compress_with_learned_scores(gradients)
     assert all(compiled.load_widths[16] for _, compiled in compile_all(launches, target))
+
+
+@for_all_targets
+@pytest.mark.parametrize("kind", range(3), ids=KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", compiled_triton.LOGITS.values(), ids=compiled_triton.LOGITS)
+def test_divergence(launches, target, kind, dtype, shape):
+    """No barriers in the loop over classes; 16 bytes at a time where rows or planes are aligned."""
+    compiled_triton.divergence(dtype, kind, shape)
+    for _, compiled in compile_all(launches, target):
+        assert compiled.loop_barriers == 0
+        if shape == compiled_triton.LOGITS["mask"]:
+            assert compiled.loop_share_of_16 == 1
 
 
 def test_one_launch_for_all_layers(launches):

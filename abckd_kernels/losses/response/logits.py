@@ -227,7 +227,7 @@ def _distance(networks: Sequence[tuple[Tensor, Tensor]], valid: Tensor | None, d
 
 
 def _inverse_norm(x: Tensor, centred: Tensor, dim: int, factor: float = 1.0, eps: float = 0.0) -> tuple[Tensor, Tensor]:
-    """1 / (factor ||centred|| + eps) along `dim`; 0, with no gradient, where the digits of x say that it is constant."""
+    """1 / (factor ||centred|| + eps) along `dim`; 0, with no gradient, where x is constant to its digits."""
     square = centred.square().sum(dim, keepdim=True)
     constant = square <= (8 * torch.finfo(x.dtype).eps) ** 2 * x.detach().square().sum(dim, keepdim=True)
     norm = root(square.masked_fill(constant, 0)) * factor + eps
