@@ -46,6 +46,18 @@ def divergence_backward(value_grads, student, teacher, saved, result) -> int:
     return _whole([value_grads, student, teacher, saved, result])
 
 
+def pointwise_forward(features, per_channel, sums, lengths: Tensor | None = None, padded_length: int = 0) -> int:
+    """Read student, teacher and, where the kind has one, the third feature; write a sum per sample and channel."""
+    return _valid(features, 2, lengths, padded_length) + _whole([per_channel, sums, lengths])
+
+
+def pointwise_backward(
+    grad, features, per_channel, results, lengths: Tensor | None = None, padded_length: int = 0
+) -> int:
+    """Read what forward read and the gradient of the sums; write the gradients of the student and of the third."""
+    return _valid(features, 2, lengths, padded_length) + _whole([grad, per_channel, *results, lengths])
+
+
 def _whole(tensors: Iterable[Tensor | None]) -> int:
     return sum(x.nbytes for x in tensors if x is not None)
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from abckd_kernels import backends
 from abckd_kernels.ops.compress import common_grid
-from abckd_kernels.ops.divergence import KINDS
+from abckd_kernels.ops.divergence import KINDS as DIVERGENCES
+from abckd_kernels.ops.pointwise import KINDS
 
 from . import compulsory
 
@@ -23,9 +24,10 @@ ODD, FLAT_ODD, LARGE_ODD = (33, 67, 129), (5, 201, 257), (33, 201, 257)  # nothi
 
 @dataclass(frozen=True)
 class Case:
-    """kind: "tap", "compress", "step" (tap of all layers, then compress) or "divergence". students, teachers: shapes of
-    features, or of maps for compress; tap takes them all as students; of divergence one each, (outer, classes, inner).
-    lengths: valid frames of each sample, of `students[0]`. per_frame: of compress. divergence: its kind.
+    """kind: "tap", "compress", "step" (tap of all layers, then compress), "divergence", or "pointwise", whose kind begins
+    the name. students, teachers: shapes of features, or of maps for compress; tap takes them all as students; of
+    divergence one each, (outer, classes, inner). lengths: valid frames of each sample, of `students[0]`. per_frame: of
+    compress. divergence: its kind.
     """
 
     kind: str
@@ -70,6 +72,10 @@ def _tap(name: str, shape: tuple[int, ...], dtype: str, layout: str, means: bool
     return Case("tap", name, (_sized(shape, dtype),), (), dtype, layout, means)
 
 
+def _pointwise(name: str, shape: tuple[int, ...], dtype: str, layout: str) -> Case:
+    return Case("pointwise", name, (_sized(shape, dtype),), (), dtype, layout)
+
+
 def _step(name: str, size: tuple[int, int], dtype: str, layout: str = "contiguous", means: bool = False) -> Case:
     students, teachers = (_sized((channels, *size), dtype) for channels in (32, 64))
     batch = max(students[0], teachers[0])
@@ -105,6 +111,21 @@ CASES = (
     _divergence("odd rows", (2048, 261, 1), "jsd", "bfloat16"),
     _divergence("odd mask", (2, 66, 2043), "kl", "float32"),
 )
+# Ops without CUDA kernels.
+TRITON_CASES = (
+    *(_pointwise(f"{kind} even", EVEN, "float32", layout) for kind in KINDS for layout in LAYOUTS),
+    *(
+        _pointwise("heteroscedastic even", EVEN, dtype, layout)
+        for dtype in ("bfloat16", "float64")
+        for layout in LAYOUTS
+    ),
+    *(_pointwise("margin odd", ODD, dtype, layout) for dtype in ("float32", "bfloat16") for layout in LAYOUTS),
+    *(
+        Case("pointwise", "boundary lengths", ((4, 32, 64, 64),), (), dtype, layout, False, (64, 40, 7, 64))
+        for dtype in ("float32", "bfloat16")
+        for layout in LAYOUTS
+    ),
+)
 # The emulator is fast enough for more.
 EMULATOR_CASES = (
     _step("step", (130, 64), "bfloat16"),
@@ -117,7 +138,7 @@ EMULATOR_CASES = (
 
 def of(backend: str) -> tuple[Case, ...]:
     """The cases that are run for a backend."""
-    return (*CASES, *EMULATOR_CASES) if backend == "cuda" else CASES
+    return (*CASES, *(EMULATOR_CASES if backend == "cuda" else TRITON_CASES))
 
 
 def run(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
@@ -130,6 +151,9 @@ def run(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
         return
     if case.kind == "divergence":
         yield from _divergence_ops(case)
+        return
+    if case.kind == "pointwise":
+        yield from _run_pointwise(case, padding)
         return
     features = [_feature(shape, case) for shape in (*case.students, *case.teachers)]
     made = {}
@@ -155,6 +179,26 @@ def run(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
     yield "tap_backward", tap_backward
 
 
+def _run_pointwise(case: Case, padding: tuple) -> Iterator[tuple[str, Callable[[], int]]]:
+    name, made = case.name.split()[0], {}
+    features = [_feature(case.students[0], case) for _ in range(2 + KINDS[name].third)]
+    wide = torch.float64 if case.dtype == "float64" else torch.float32
+    per_channel = -torch.rand(case.students[0][1], dtype=wide) if KINDS[name].per_channel else None
+    student, teacher, third = (*features, None)[:3]
+    operands = student, teacher, third, per_channel, name, KINDS[name].parameter or 0.0, *padding
+
+    def forward() -> int:
+        made["sums"] = _kernel("pointwise_forward")(*operands)
+        return compulsory.pointwise_forward(features, per_channel, made["sums"], *padding)
+
+    def backward() -> int:
+        results = _kernel("pointwise_backward")(made["sums"], *operands)
+        return compulsory.pointwise_backward(made["sums"], features, per_channel, results, *padding)
+
+    yield "pointwise_forward", forward
+    yield "pointwise_backward", backward
+
+
 def _compress(
     maps: list[Tensor], n: int, padding: tuple, made: dict, per_frame: bool = False
 ) -> Iterator[tuple[str, Callable[[], int]]]:
@@ -178,7 +222,7 @@ def _compress(
 
 def _divergence_ops(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
     student, teacher = (torch.randn(shape).to(getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers))
-    options, made = (KINDS.index(case.divergence), 0.5, 2.0), {}
+    options, made = (DIVERGENCES.index(case.divergence), 0.5, 2.0), {}
 
     def forward() -> int:
         made["results"] = _kernel("divergence_forward")(student, teacher, None, *options, True)

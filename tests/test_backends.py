@@ -10,9 +10,10 @@ import torch
 
 from abckd_kernels import abc_loss, backends, info, tap, use_backend
 
-OPS = (
-    *("tap_forward", "tap_backward", "compress_forward", "compress_backward"),
-    *("divergence_forward", "divergence_backward"),
+OPS = tuple(
+    f"{op}_{direction}"
+    for op in ("tap", "compress", "divergence", "gram", "pointwise", "project", "spectral")
+    for direction in ("forward", "backward")
 )
 native = pytest.mark.skipif(backends.extension() is None, reason="the C++ extension is not built")
 

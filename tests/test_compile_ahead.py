@@ -18,12 +18,23 @@ if backends.TRITON_INTERPRET:
     pytest.skip("the interpreter replaces what would be compiled", allow_module_level=True)
 
 from abckd_kernels.ops.compress import triton as compress_kernels  # noqa: E402
-from abckd_kernels.ops.divergence import KINDS  # noqa: E402
+from abckd_kernels.ops.divergence import KINDS as DIVERGENCES  # noqa: E402
+from abckd_kernels.ops.gram import AXES  # noqa: E402
+from abckd_kernels.ops.gram import triton as gram_kernels  # noqa: E402
+from abckd_kernels.ops.pointwise import KINDS  # noqa: E402
+from abckd_kernels.ops.pointwise import triton as pointwise_kernels  # noqa: E402
 from abckd_kernels.ops.tap import triton as tap_kernels  # noqa: E402
 from benchmarks import compiled_triton, resources  # noqa: E402
 from benchmarks.compiled_triton import TARGETS  # noqa: E402
 from benchmarks.occupancy import occupancy  # noqa: E402
 
+GRAMS = [
+    ("samples", torch.float32, False),
+    ("channels", torch.float64, False),
+    ("frames", torch.float32, False),
+    ("frames", torch.bfloat16, True),
+    ("samples_per_frame", torch.float16, False),
+]
 for_all_targets = pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target.arch))
 
 
@@ -88,7 +99,7 @@ def test_compress_with_learned_scores(launches, target, gradients):
 
 
 @for_all_targets
-@pytest.mark.parametrize("kind", range(3), ids=KINDS)
+@pytest.mark.parametrize("kind", range(3), ids=DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", compiled_triton.LOGITS.values(), ids=compiled_triton.LOGITS)
 def test_divergence(launches, target, kind, dtype, shape):
@@ -98,6 +109,39 @@ def test_divergence(launches, target, kind, dtype, shape):
         assert compiled.loop_barriers == 0
         if shape == compiled_triton.LOGITS["mask"]:
             assert compiled.loop_share_of_16 == 1
+
+
+@for_all_targets
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pointwise_reads_features_in_16_bytes(launches, target, kind, dtype, channels_last):
+    compiled_triton.pointwise(kind, dtype, channels_last)
+    for kernel, compiled in compile_all(launches, target):
+        if kernel is not pointwise_kernels.add_kernel:
+            unrolled = compiled.loop_share_of_16 is None  # as LLVM does for AMD
+            at_least = 2 * pointwise_kernels.STEPS if unrolled else 2
+            assert compiled.load_widths[16] >= at_least and compiled.loop_share_of_16 in (1, None), compiled.load_widths
+            assert not compiled.loop_barriers
+
+
+@for_all_targets
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_pointwise_with_lengths(launches, target, kind, dtype):
+    compiled_triton.pointwise(kind, dtype, lengths=torch.tensor([200, 77]))
+    names = ("forward_kernel", "add_kernel", "backward_kernel")
+    assert [launch[0] for launch in launches] == [getattr(pointwise_kernels, name) for name in names]
+    compile_all(launches, target, "lengths")
+
+
+@for_all_targets
+@pytest.mark.parametrize("axis, dtype, last", GRAMS, ids=lambda value: str(value).removeprefix("torch."))
+def test_gram(launches, target, axis, dtype, last):
+    """No spill for any number of rows, and features without a copy are read in 16 bytes."""
+    compiled_triton.gram(dtype, axis, last)
+    for _, compiled in compile_all(launches, target, axis):
+        assert compiled.load_widths[16]
 
 
 def test_one_launch_for_all_layers(launches):
@@ -113,9 +157,15 @@ def test_sizes_of_one_compile(launches):
     grid_maps = [torch.empty(1, 1, 1)]
     compress_kernels.forward(grid_maps, grid_maps, None, None, [1, 1], False, 1.0, torch.tensor([1]), 1, True)
     compress_kernels.backward(torch.empty(1, 1), torch.empty(1, 1, 1, 1), [1, 1], torch.tensor([1]), 1)
+    operands = xs[0], xs[0], xs[0], None, "heteroscedastic", 1.0, torch.tensor([1]), 1
+    pointwise_kernels.backward(pointwise_kernels.forward(*operands), *operands)
+    x = torch.empty(1, 1, 1)
+    for axis in AXES:
+        gram_kernels.backward(torch.empty(1, 1, 1), x, axis, True)
+        gram_kernels.forward(x, axis, True)
     kernels = compiled_triton.inspect(launches, TARGETS[2])
-    assert len(kernels) == 5
-    assert [kernel.problems for kernel in kernels] == [[]] * 5
+    assert len(kernels) == 7 + 2 * 4
+    assert [kernel.problems for kernel in kernels] == [[]] * len(kernels)
 
 
 def test_occupancy_is_llvms(launches):

@@ -2,6 +2,21 @@
 
 from .compress import compress
 from .divergence import divergence
+from .gram import gram
+from .pointwise import pointwise
+from .project import project
+from .spectral import SpectralErrors, spectral
 from .tap import Tapped, tap, tap_all
 
-__all__ = ["Tapped", "compress", "divergence", "tap", "tap_all"]
+__all__ = [
+    "SpectralErrors",
+    "Tapped",
+    "compress",
+    "divergence",
+    "gram",
+    "pointwise",
+    "project",
+    "spectral",
+    "tap",
+    "tap_all",
+]

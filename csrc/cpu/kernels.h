@@ -15,6 +15,14 @@ struct Kernels {
   void (*compress_backward)(const CompressBackwardArguments&, Threads);
   void (*divergence_forward)(const DivergenceForwardArguments&, Threads);
   void (*divergence_backward)(const DivergenceBackwardArguments&, Threads);
+  void (*gram_forward)(const GramArguments&, Threads);
+  void (*gram_backward)(const GramBackwardArguments&, Threads);
+  void (*pointwise_forward)(const PointwiseArguments&, Threads);
+  void (*pointwise_backward)(const PointwiseBackwardArguments&, Threads);
+  void (*project_forward)(const ProjectArguments&, Threads);
+  void (*project_backward)(const ProjectBackwardArguments&, Threads);
+  void (*spectral_forward)(const SpectralArguments&, Threads);
+  void (*spectral_backward)(const SpectralArguments&, Threads);
 };
 
 const Kernels& kernels();

@@ -2,12 +2,12 @@
 // arithmetic; intrinsics appear only where it has no word for the instruction (half precision, streaming stores).
 namespace abckd::cpu::ABCKD_ISA {
 
-template <typename A>  // A: float or double
+template <typename A, int64_t kBytes = ABCKD_VECTOR_BYTES>  // A: float or double
 struct Vector {
-  static constexpr int64_t kLanes = ABCKD_VECTOR_BYTES / sizeof(A);
+  static constexpr int64_t kLanes = kBytes / sizeof(A);
   using Bits = std::conditional_t<sizeof(A) == 4, uint32_t, uint64_t>;
-  typedef A Type __attribute__((vector_size(ABCKD_VECTOR_BYTES)));
-  typedef Bits BitsType __attribute__((vector_size(ABCKD_VECTOR_BYTES)));
+  typedef A Type __attribute__((vector_size(kBytes)));
+  typedef Bits BitsType __attribute__((vector_size(kBytes)));
 };
 template <typename A>
 using Vec = typename Vector<A>::Type;
@@ -24,11 +24,18 @@ inline void store(A* target, Vec<A> value) {
   std::memcpy(target, &value, sizeof(value));
 }
 
-template <typename A>
-inline A sum(Vec<A> value) {
-  A total = 0;
-  for (int64_t lane = 0; lane < Vector<A>::kLanes; ++lane) total += value[lane];
-  return total;
+// By halves: lane after lane would wait for each addition.
+template <typename A, int64_t kBytes = ABCKD_VECTOR_BYTES>
+inline A sum(typename Vector<A, kBytes>::Type value) {
+  if constexpr (kBytes > 16) {
+    typename Vector<A, kBytes / 2>::Type halves[2];
+    std::memcpy(halves, &value, kBytes);
+    return sum<A, kBytes / 2>(halves[0] + halves[1]);
+  } else {
+    A total = 0;
+    for (int64_t lane = 0; lane < Vector<A, kBytes>::kLanes; ++lane) total += value[lane];
+    return total;
+  }
 }
 
 template <typename A>

@@ -2,4 +2,8 @@
 #pragma once
 #include "compress.h"
 #include "divergence.h"
+#include "gram.h"
+#include "pointwise.h"
+#include "project.h"
+#include "spectral.h"
 #include "tap.h"

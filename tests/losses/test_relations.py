@@ -126,27 +126,35 @@ def test_speech_sizes_keep_their_digits(loss, dtype, mean):
     assert error < (1e-2 if dtype == torch.bfloat16 else 2e-3)
 
 
-@pytest.mark.parametrize("columns", [1, 4095, 4096, 4097, 12300])
-@pytest.mark.parametrize("block", [1000, 2**21])
-def test_gram_in_chunks(columns, block, monkeypatch):
-    monkeypatch.setattr(relations.gram, "BLOCK", block)
-    x = torch.randn(5, columns, requires_grad=True)
-    for centred in (False, True):
-        rows = x.detach().double() - (x.detach().double().mean(0) if centred else 0)
-        g = relations.gram.gram(x, centred=centred)
-        assert g.dtype == torch.float64
-        torch.testing.assert_close(g, rows @ rows.T, rtol=1e-5, atol=1e-6 * columns)
-        upstream = torch.randn(5, 5).double()
-        (grad,) = torch.autograd.grad(g, x, upstream)
-        expected = (upstream + upstream.T) @ rows
-        expected = expected - expected.mean(0) if centred else expected
-        torch.testing.assert_close(grad.double(), expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("size", [0, 1, 5])
+def test_differences_and_products_come_from_one_read(size):
+    x = torch.randn(size, 3, 40, dtype=torch.float64, requires_grad=True)
+    differences, products = relations.gram.between_differences(x)
+    rows = x.flatten(1)
+    torch.testing.assert_close(products, rows @ rows.T)
+    rows = rows - rows[:1]
+    torch.testing.assert_close(differences, rows @ rows.T)
+    if size > 1:
+        assert torch.autograd.gradcheck(relations.gram.between_differences, x)
 
 
-@pytest.mark.parametrize("centred", [False, True])
-def test_second_derivative_of_gram(centred):
-    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda x: relations.gram.gram(x, centred=centred), x)
+@pytest.mark.parametrize("outlier", [0.0, 30.0])
+def test_distances_do_not_need_a_typical_first_sample(outlier):
+    """All differences are to the first sample: silent or loud, those between the others keep their digits."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(6, 200_000, generator=generator) + 3
+    x[0] = outlier
+    ours = relations.gram.squared_distances(relations.gram.between_differences(x)[0])
+    exact = torch.cdist(x.double(), x.double()).square()
+    torch.testing.assert_close(ours, exact, rtol=2e-5, atol=0)
+
+
+@only(lambda loss: loss.name == "sp")
+def test_second_derivatives_are_refused_rather_than_zero(loss):
+    student, teacher = loss.features()
+    with pytest.raises(RuntimeError):
+        (first,) = torch.autograd.grad(loss(student, teacher), student, create_graph=True)
+        torch.autograd.grad(first.square().sum(), student)
 
 
 @pytest.mark.parametrize("name", ["sp", "pkt", "rkd", "hkd", "irg", "cc"])

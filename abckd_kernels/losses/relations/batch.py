@@ -1,7 +1,7 @@
 """Losses on the B x B relations between the samples of a batch: SP, PKT, HKD, RKD, IRG, CC.
 
 All take features of any shape (B, C, *spatial), flattened to one row per sample, or vectors (B, D); student and
-teacher may differ in everything but the batch. They need one Gram matrix of each feature (`gram.py`; HKD needs two):
+teacher may differ in everything but the batch. They need one Gram matrix of each feature (`gram.py`):
 forward reads S and T once, backward reads S once more and writes its gradient. With `group` the batch is that of all
 processes of the group (`features.gather`).
 
@@ -28,7 +28,17 @@ from torch.utils.checkpoint import checkpoint
 
 from ..checks import check_choice
 from ..features import Configured, batch_mean, check_equal, flat, gather, pairs, weighted
-from .gram import cosines, eye, gram, inverse, root, row_divergence, squared_distances, wide
+from .gram import (
+    between_differences,
+    between_samples,
+    cosines,
+    eye,
+    inverse,
+    root,
+    row_divergence,
+    squared_distances,
+    wide,
+)
 
 Features = Tensor | Sequence[Tensor]
 CONVENTIONS = ("paper", "published")
@@ -39,11 +49,11 @@ def _each(
     loss: Callable[[Tensor, Tensor, int], Tensor], student_features, teacher_features, *, lengths, padded_length,
     weights, group,
 ) -> Tensor:  # fmt: skip
-    """The weighted sum of loss(student row matrix, teacher row matrix, index)."""
+    """The weighted sum of loss(student samples, teacher samples, index)."""
     found, _ = pairs(student_features, teacher_features, lengths, padded_length, vectors=True)
     losses = []
     for index, (s, t) in enumerate(found):
-        losses.append(loss(gather(flat(s), group), gather(flat(t), group), index))
+        losses.append(loss(gather(s, group), gather(t, group), index))
     return weighted(losses, weights, found)
 
 
@@ -69,7 +79,7 @@ def sp_loss(
     check_choice("normalize", normalize, ("l2", "l1"))
 
     def rows(x):
-        g = gram(x)
+        g = between_samples(x)
         norm = root(g.square().sum(1, keepdim=True)) if normalize == "l2" else g.abs().sum(1, keepdim=True)
         return g * inverse(norm)
 
@@ -115,7 +125,7 @@ def pkt_loss(
     added = eps if convention == "published" else 0.0
 
     def loss(s, t, _):
-        kernels = [(cosines(gram(x), added) + 1) / 2 for x in (s, t)]
+        kernels = [(cosines(between_samples(x), added) + 1) / 2 for x in (s, t)]
         return _divergence(*kernels, "kl", eps, convention)
 
     return _each(loss, student_features, teacher_features, lengths=lengths, padded_length=padded_length,
@@ -149,8 +159,11 @@ def hkd_loss(
     added = 1e-6 if convention == "published" else 0.0
 
     def loss(s, t, _):
-        angular = [(cosines(gram(x), added) + 1) / 2 for x in (s, t)]
-        heavy = [1 / (1 + root(squared_distances(gram(x, centred=True)) + added)) for x in (s, t)]
+        angular, heavy = [], []
+        for x in (s, t):
+            differences, products = between_differences(x)
+            angular.append((cosines(products, added) + 1) / 2)
+            heavy.append(1 / (1 + root(squared_distances(differences) + added)))
         return sum(_divergence(*kernels, "jeffreys", eps, convention) for kernels in (angular, heavy))
 
     return _each(loss, student_features, teacher_features, lengths=lengths, padded_length=padded_length,
@@ -179,15 +192,15 @@ def rkd_loss(
     convention   "paper": means over pairs and triples of different samples. "published": over all B^2 and B^3, whose
                  degenerate members are zero, as in all code.
 
-    All from the centred Gram matrix, (x_j - x_i).(x_k - x_i) = G_jk - G_ij - G_ik + G_ii, never B x B x D. Equal
-    samples have distance zero, angle zero and no gradient there. Fewer than two samples (three for angles) give zero;
-    published code gives NaN.
+    All from the Gram matrix G of the differences to the first sample, (x_j - x_i).(x_k - x_i) = G_jk - G_ij - G_ik + G_ii,
+    never B x B x D. Equal samples have distance zero, angle zero and no gradient there. Fewer than two samples (three
+    for angles) give zero; published code gives NaN.
     """
     check_choice("convention", convention, CONVENTIONS)
 
     def loss(s, t, _):
         size, total = len(s), 0.0
-        grams = [gram(x, centred=True) for x in (s, t)]
+        grams = [between_differences(x)[0] for x in (s, t)]
         distances = [squared_distances(g) for g in grams]
         lengths = [root(d) for d in distances]
         if distance_weight:
@@ -256,7 +269,7 @@ def irg_loss(
     edges, losses = [], []
 
     def graph(x):
-        e = squared_distances(gram(gather(flat(x), group), centred=True))
+        e = squared_distances(between_differences(gather(x, group))[0])
         return e * inverse(e.amax()) if len(e) else e
 
     for index, (s, t) in enumerate(found):
@@ -312,13 +325,13 @@ def cc_loss(
 
 
 def _congruence(kernel="gaussian", gamma=0.4, order=2, normalize=True, squared=True):
-    """loss(student row matrix, teacher row matrix, index) of cc_loss."""
+    """loss(student samples, teacher samples, index) of cc_loss."""
     check_choice("kernel", kernel, ("gaussian", "bilinear", "neighbour"))
     if not isinstance(order, int) or order < 0:
         raise ValueError(f"order: expected a whole number of at least 0, got {order!r}")
 
     def matrix(x):
-        g = cosines(gram(x)) if normalize else gram(x)
+        g = cosines(between_samples(x)) if normalize else between_samples(x)
         if kernel == "bilinear":
             return g
         terms = [(2 * gamma) ** p / math.factorial(p) * g**p for p in range(order + 1)]
@@ -326,8 +339,9 @@ def _congruence(kernel="gaussian", gamma=0.4, order=2, normalize=True, squared=T
 
     def loss(s, t, index):
         if kernel == "neighbour":
+            s, t = wide(flat(s)), wide(flat(t))
             check_equal(index, "flattened size", s.shape[1], t.shape[1])
-            difference = (wide(s) - wide(t)).abs()
+            difference = (s - t).abs()
             return (difference[:-1] * difference[1:]).sum() / max(len(s) - 1, 1)
         difference = (matrix(s) - matrix(t)).square().sum()
         return (difference if squared else root(difference)) / max(len(s), 1) ** 2

@@ -1,10 +1,10 @@
 """Gram matrices that keep their digits, and the small arithmetic on them.
 
 A Gram matrix of features (B, C T F) is a long sum; what a loss needs of it is often a difference of nearly equal
-entries. So the products are taken in float32 (float64 for float64), in chunks of the long axis, and the chunks are
-added in float64; all that follows is float64, on matrices that are small beside the features. Distances centre the
-batch first. Half precision is widened before anything else, autocast does not reach in here, and no epsilon is ever a
-half number. `torch.backends.cuda.matmul.allow_tf32`, where a user sets it, applies to these products as to any other.
+entries. So the op `gram` takes the products in float32 (float64 for float64) and adds blocks of them in float64; all
+that follows is float64, on matrices that are small beside the features. Distances come from rows whose first one was
+subtracted. Half precision is widened before anything else, autocast does not reach in here, and no epsilon is ever a
+half number.
 
 Traffic: forward reads x once; backward reads it once more and writes its gradient once.
 """
@@ -14,73 +14,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...ops.gram import gram, matrix_dtype
 from ...ops.shapes import accumulation_dtype
 
-CHUNK = 4096  # columns whose products are added in float32
-BLOCK = 2**21  # elements widened or centred at once
 SILENT = 1e-12  # norms up to this one are silence
 
 
 def small(x: Tensor) -> Tensor:
     """Float64 where the device has it."""
-    return x.float() if x.device.type == "mps" else x.double()
+    return x.to(matrix_dtype(x.device))
 
 
-class _Gram(torch.autograd.Function):
-    @staticmethod
-    def forward(x, centred):
-        total = small(x.new_zeros((x.shape[0], x.shape[0]), dtype=accumulation_dtype(x.dtype)))
-        for columns in _blocks(x):
-            total = total + _products(_wide(x[:, columns], centred))
-        return total
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, ctx.centred = inputs
-        ctx.save_for_backward(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        result = torch.empty_like(x, memory_format=torch.contiguous_format)
-        with torch.autocast(x.device.type, enabled=False):
-            grad = (grad + grad.mT).to(accumulation_dtype(x.dtype))
-            if ctx.centred and len(x):
-                grad = grad - grad.mean(0)
-            for columns in _blocks(x):
-                result[:, columns] = (grad @ _wide(x[:, columns], ctx.centred)).to(x.dtype)
-        return result, None
+def between_samples(x: Tensor) -> Tensor:
+    """Products of the samples of a feature or of vectors, (B, B)."""
+    return gram(x)[0]
 
 
-def gram(x: Tensor, *, centred: bool = False) -> Tensor:
-    """x xᵀ of the rows of (B, D), or of the rows minus their mean; (B, B) float64.
-
-    Widening and centring happen in blocks of columns, so that nothing of the size of x is made but its gradient.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        return _Gram.apply(x, centred)
-
-
-def _blocks(x: Tensor) -> list[slice]:
-    step = max(BLOCK // max(x.shape[0], 1), 1)
-    return [slice(first, first + step) for first in range(0, x.shape[1], step)]
-
-
-def _wide(x: Tensor, centred: bool) -> Tensor:
-    x = x.to(accumulation_dtype(x.dtype))
-    return x - x.mean(0) if centred and x.shape[0] else x
-
-
-def _products(x: Tensor) -> Tensor:
-    rows, columns = x.shape
-    chunk = max(CHUNK, 4 * rows)  # the partial sums are at most a quarter of x
-    whole = columns // chunk * chunk
-    rest = x[:, whole:]
-    total = small(rest @ rest.mT)
-    if whole:
-        parts = x[:, :whole].unflatten(1, (-1, chunk)).transpose(0, 1)
-        total = total + torch.bmm(parts, parts.mT).sum(0, dtype=total.dtype)
-    return total
+def between_differences(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two matrices (B, B) from one read of x: the products of x_i - x_0, for whatever shifting all samples does not
+    change; and the products of x_i themselves."""
+    g = gram(x, shifted=True)[0]  # of x_0, x_1 - x_0, x_2 - x_0, ...
+    if not len(g):
+        return g, g
+    first = torch.zeros_like(g[0])
+    first[0] = 1
+    others = 1 - first
+    differences = g * others[:, None] * others
+    with_first = g[0] * others
+    return differences, differences + with_first[:, None] + with_first + g[0, 0]
 
 
 def products(x: Tensor, y: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ weights            n numbers; default 1/n.
 
 returns a scalar in float32 (float64 if a feature is), and raises TypeError or ValueError that names the argument.
 
-Traffic: forward reads S and T once to lay them out in rows (a copy) and once for the products, backward as much for S;
-T x T matrices are T / (C F) of a feature.
+Traffic: forward reads S and T once, backward reads S once more and writes its gradient (the op `gram`); resizing and
+F x F matrices cost copies; T x T matrices are T / (C F) of a feature.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ..features import (
     smaller,
     weighted,
 )
-from .gram import cosines, products, row_divergence, unit, wide
+from .gram import cosines, gram, row_divergence, unit
 
 Features = Tensor | Sequence[Tensor]
 DIVERGENCES = ("jeffreys", "kl", "squared")
@@ -45,14 +45,14 @@ DIVERGENCES = ("jeffreys", "kl", "squared")
 
 def _frames_agree(s: Tensor, t: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
     frames = min(s.shape[2], t.shape[2])
-    return tuple(wide(resized(x, (frames, *x.shape[3:]), padding)) for x in (s, t))
+    return tuple(x if x.shape[2] == frames else resized(x, (frames, *x.shape[3:]), padding) for x in (s, t))
 
 
-def _row_weights(given, index: int, rows: Tensor) -> Tensor | float:
-    """The factors given for the rows (G, R, N) of a pair."""
+def _row_weights(given, index: int, grams: Tensor) -> Tensor | float:
+    """The factors given for the rows of the matrices (G, R, R) of a pair."""
     if given is None:
         return 1.0
-    shape = tuple(rows.shape[:2])
+    shape = tuple(grams.shape[:2])
     if not isinstance(given, Sequence) or index >= len(given):
         raise ValueError(
             f"row_weights: expected a list with one tensor per pair of features, got {type(given).__name__}"
@@ -62,9 +62,9 @@ def _row_weights(given, index: int, rows: Tensor) -> Tensor | float:
     return given[index]
 
 
-def _row_divergences(rows: list[Tensor], mask: Tensor | None, divergence: str, eps: float, norm_eps: float) -> Tensor:
+def _row_divergences(grams: list[Tensor], mask: Tensor | None, divergence: str, eps: float, norm_eps: float) -> Tensor:
     """(G, R): divergence of the cosines of row r to the valid rows of its group, teacher from student."""
-    kernels = [(cosines(products(x, x), norm_eps) + 1) / 2 for x in rows]
+    kernels = [(cosines(g, norm_eps) + 1) / 2 for g in grams]
     return row_divergence(*kernels, divergence, eps, None if mask is None else mask[:, None, :])
 
 
@@ -103,9 +103,9 @@ def time_similarity_loss(
     losses = []
     found, padding = pairs(student_features, teacher_features, lengths, padded_length)
     for index, (s, t) in enumerate(found):
-        rows = [x.transpose(1, 2).flatten(2) for x in _frames_agree(s, t, padding)]
-        mask = padding.mask(s, rows[0].shape[1])
-        each = _row_divergences(rows, mask, divergence, eps, norm_eps) * _row_weights(row_weights, index, rows[0])
+        grams = [gram(x, "frames") for x in _frames_agree(s, t, padding)]
+        mask = padding.mask(s, grams[0].shape[1])
+        each = _row_divergences(grams, mask, divergence, eps, norm_eps) * _row_weights(row_weights, index, grams[0])
         losses.append(batch_mean(_mean_of_rows(each, mask)))
     return weighted(losses, weights, found)
 
@@ -139,11 +139,11 @@ def frame_similarity_loss(
     losses = []
     found, padding = pairs(student_features, teacher_features, lengths, padded_length)
     for index, (s, t) in enumerate(found):
-        rows = [gather(x.movedim(2, 0).flatten(2), group, 1) for x in _frames_agree(s, t, padding)]
-        mask = padding.mask(s, len(rows[0]))
+        grams = [gram(gather(x, group), "samples_per_frame") for x in _frames_agree(s, t, padding)]
+        mask = padding.mask(s, len(grams[0]))
         if mask is not None:
             mask = gather(mask, group).T
-        each = _row_divergences(rows, mask, divergence, eps, norm_eps) * _row_weights(row_weights, index, rows[0])
+        each = _row_divergences(grams, mask, divergence, eps, norm_eps) * _row_weights(row_weights, index, grams[0])
         if mask is None:
             total = each.sum() / max(each.numel(), 1)
         else:
@@ -179,17 +179,17 @@ def gram_loss(
         mask = None
         if axis == "channels":
             check_equal(index, "channels", s.shape[1], t.shape[1])
-            rows = [wide(x).flatten(2) for x in (s, t)]
+            grams = [gram(x, "channels") for x in (s, t)]
         elif axis == "frames":
-            rows = [x.transpose(1, 2).flatten(2) for x in _frames_agree(s, t, padding)]
-            mask = padding.mask(s, rows[0].shape[1])
+            grams = [gram(x, "frames") for x in _frames_agree(s, t, padding)]
+            mask = padding.mask(s, grams[0].shape[1])
         else:
             for name, x in (("student", s), ("teacher", t)):
                 if x.dim() != 4:
                     raise ValueError(f"{name}_features[{index}]: expected bands (B, C, T, F), got {tuple(x.shape)}")
             bands = smaller(s, t)[1]
-            rows = [wide(resized(x, (x.shape[2], bands), padding)).movedim(3, 1).flatten(2) for x in (s, t)]
-        normalised = [unit(products(x, x)) for x in rows]
+            grams = [gram(resized(x, (x.shape[2], bands), padding).movedim(3, 1), "channels") for x in (s, t)]
+        normalised = [unit(g) for g in grams]
         each = (normalised[0] - normalised[1]).square().sum(2)
         losses.append(batch_mean(_mean_of_rows(each, mask)))
     return weighted(losses, weights, found)

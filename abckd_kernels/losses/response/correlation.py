@@ -124,7 +124,7 @@ class _Distances(torch.autograd.Function):
 def correlation_distances(
     student: Tensor, teacher: Tensor, ignore: Tensor | None, dim: int, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """The mean over rows that count of 1 - rho along the classes, and the mean over classes of 1 - rho along those rows.
+    """The mean over rows of 1 - rho along the classes, and the mean over classes of 1 - rho along the rows.
 
     ignore   bool, the logits' shape without `dim`: rows that don't count; or None.
     """
