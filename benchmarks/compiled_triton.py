@@ -20,6 +20,8 @@ from triton.compiler import ASTSource
 from abckd_kernels.ops import triton_layers
 from abckd_kernels.ops.compress import triton as compress_kernels
 from abckd_kernels.ops.dots import triton as dots_kernels
+from abckd_kernels.ops.divergence import KINDS as DIVERGENCES
+from abckd_kernels.ops.divergence import triton as divergence_kernels
 from abckd_kernels.ops.gram import triton as gram_kernels
 from abckd_kernels.ops.pointwise import KINDS
 from abckd_kernels.ops.pointwise import triton as pointwise_kernels
@@ -32,11 +34,12 @@ from .compiled import JOBS, Kernel, dump
 
 TARGETS = [GPUTarget("cuda", arch, 32) for arch in (80, 86, 90, 100, 120)] + [GPUTarget("hip", "gfx942", 64)]
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
-            torch.int64: "*i64", torch.int8: "*i8"}  # fmt: skip
+            torch.int64: "*i64", torch.int8: "*i8", torch.bool: "*i1"}  # fmt: skip
 OPS = {
     tap_kernels: "tap",
     compress_kernels: "compress",
     dots_kernels: "dots",
+    divergence_kernels: "divergence",
     gram_kernels: "gram",
     pointwise_kernels: "pointwise",
     project_kernels: "project",
@@ -112,6 +115,14 @@ def spectral(dtype: torch.dtype, bands_last: bool = False, lengths: torch.Tensor
     options = 0.3, 1e-12, lengths, 200
     spectral_kernels.forward(student, teacher, *options)
     spectral_kernels.backward(torch.empty(2), torch.empty(2), student, teacher, *options)
+LOGITS = {"vocabulary": (64, 50257, 1), "short rows": (4096, 10, 1), "mask": (2, 64, 200 * 64)}
+
+
+def divergence(dtype: torch.dtype, kind: int, shape: tuple[int, int, int]) -> None:
+    student, teacher = (torch.empty(shape, dtype=dtype) for _ in "st")
+    ignore = torch.zeros(shape[0] * shape[2], dtype=torch.bool) if kind else None
+    values, saved = divergence_kernels.forward(student, teacher, ignore, kind, 0.5, 2.0, True)
+    divergence_kernels.backward(values, student, teacher, saved, kind, 0.5, 2.0)
 
 
 def pointwise(kind: str, dtype: torch.dtype, channels_last: bool = False, lengths: torch.Tensor | None = None) -> None:
@@ -179,6 +190,13 @@ CASES: dict[str, Callable[[], None]] = {
     "per frame, pooled": lambda: compress([50, 24], True),
     "learned scores, evaluation": lambda: compress_with_learned_scores(False),
     "learned scores, training": lambda: compress_with_learned_scores(True),
+    **{
+        f"{str(dtype).removeprefix('torch.')}, {DIVERGENCES[kind]}, {name}":
+        lambda dtype=dtype, kind=kind, shape=shape: divergence(dtype, kind, shape)
+        for kind, dtype in ((0, torch.float32), (0, torch.bfloat16), (1, torch.float16), (2, torch.float32),
+                            (2, torch.float64))
+        for name, shape in LOGITS.items()
+    },
     **{
         f"{str(dtype).removeprefix('torch.')}, {layout}, one teacher":
         lambda dtype=dtype, last=last: project(dtype, last)

@@ -44,6 +44,14 @@ def spectral_forward(spectra, errors, lengths: Tensor | None = None, padded_leng
 def spectral_backward(spectra, error_grads, result, lengths: Tensor | None = None, padded_length: int = 0) -> int:
     """Read both spectra and the gradients of both errors; write the student's gradient."""
     return _valid(spectra, 2, lengths, padded_length) + _whole([*error_grads, result, lengths])
+def divergence_forward(student, teacher, values, saved) -> int:
+    """Read both logits; write values and what backward needs of each row."""
+    return _whole([student, teacher, values, saved])
+
+
+def divergence_backward(value_grads, student, teacher, saved, result) -> int:
+    """Read both logits, the rows' gradients and what forward saved; write the gradient of the student's logits."""
+    return _whole([value_grads, student, teacher, saved, result])
 
 
 def pointwise_forward(features, per_channel, sums, lengths: Tensor | None = None, padded_length: int = 0) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from abckd_kernels import backends
 from abckd_kernels.ops.compress import common_grid
+from abckd_kernels.ops.divergence import KINDS as DIVERGENCES
 from abckd_kernels.ops.pointwise import KINDS
 
 from . import compulsory
@@ -28,6 +29,10 @@ class Case:
     the name. students, teachers: shapes of features, of maps for compress, of bins (B, F, T) for spectral; tap and
     pointwise take them all as students. lengths: valid
     frames of each sample, of `students[0]`. per_frame: of compress.
+    """kind: "tap", "compress", "step" (tap of all layers, then compress), "divergence", or "pointwise", whose kind begins
+    the name. students, teachers: shapes of features, or of maps for compress; tap takes them all as students; of
+    divergence one each, (outer, classes, inner). lengths: valid frames of each sample, of `students[0]`. per_frame: of
+    compress. divergence: its kind.
     """
 
     kind: str
@@ -39,6 +44,7 @@ class Case:
     means: bool = False
     lengths: tuple[int, ...] | None = None
     per_frame: bool = False
+    divergence: str = ""
 
     def __str__(self) -> str:
         means = "-means" if self.means else ""
@@ -57,6 +63,7 @@ class Case:
             "students": len(self.students),
             "means": self.means,
             "lengths": self.lengths,
+            "divergence": self.divergence,
         }
 
 
@@ -86,6 +93,8 @@ def _spectral(
 ) -> Case:  # fmt: skip
     shape = _sized(bins, dtype) if lengths is None else (len(lengths) * 3, *bins)
     return Case("spectral", name, (shape,), (shape,), dtype, layout, lengths=lengths and lengths * 3)
+def _divergence(name: str, shape: tuple[int, int, int], kind: str, dtype: str) -> Case:
+    return Case("divergence", f"{name} {kind}", (shape,), (shape,), dtype, divergence=kind)
 
 
 CASES = (
@@ -107,6 +116,13 @@ CASES = (
     *(_spectral("even", (256, 200), dtype, layout) for dtype in DTYPES for layout in SPECTRA),
     *(_spectral("odd", (257, 201), dtype, layout) for dtype in ("float32", "bfloat16") for layout in SPECTRA),
     *(_spectral("lengths", (257, 201), "float32", layout, (201, 170, 9)) for layout in SPECTRA),
+    *(_divergence("vocabulary", (8, 50257, 1), kind, "float32") for kind in ("kl", "jsd")),
+    _divergence("vocabulary", (16, 50264, 1), "reverse_kl", "bfloat16"),
+    *(_divergence("mask", (2, 64, 3200), kind, "float32") for kind in ("kl", "jsd")),
+    _divergence("mask", (2, 128, 3200), "reverse_kl", "float16"),
+    _divergence("rows", (2048, 264, 1), "kl", "float32"),
+    _divergence("odd rows", (2048, 261, 1), "jsd", "bfloat16"),
+    _divergence("odd mask", (2, 66, 2043), "kl", "float32"),
 )
 # Ops without CUDA kernels.
 TRITON_CASES = (
@@ -148,6 +164,8 @@ def run(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
         return
     if case.kind == "spectral":
         yield from _run_spectral(case, padding)
+    if case.kind == "divergence":
+        yield from _divergence_ops(case)
         return
     if case.kind == "pointwise":
         yield from _run_pointwise(case, padding)
@@ -233,6 +251,21 @@ def _run_spectral(case: Case, padding: tuple) -> Iterator[tuple[str, Callable[[]
 
     yield "spectral_forward", forward
     yield "spectral_backward", backward
+def _divergence_ops(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
+    student, teacher = (torch.randn(shape).to(getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers))
+    options, made = (DIVERGENCES.index(case.divergence), 0.5, 2.0), {}
+
+    def forward() -> int:
+        made["results"] = _kernel("divergence_forward")(student, teacher, None, *options, True)
+        return compulsory.divergence_forward(student, teacher, *made["results"])
+
+    def backward() -> int:
+        values, saved = made["results"]
+        result = _kernel("divergence_backward")(values, student, teacher, saved, *options)
+        return compulsory.divergence_backward(values, student, teacher, saved, result)
+
+    yield "divergence_forward", forward
+    yield "divergence_backward", backward
 
 
 def _feature(shape: tuple[int, ...], case: Case) -> Tensor:

@@ -18,6 +18,7 @@ if backends.TRITON_INTERPRET:
     pytest.skip("the interpreter replaces what would be compiled", allow_module_level=True)
 
 from abckd_kernels.ops.compress import triton as compress_kernels  # noqa: E402
+from abckd_kernels.ops.divergence import KINDS as DIVERGENCES  # noqa: E402
 from abckd_kernels.ops.gram import AXES  # noqa: E402
 from abckd_kernels.ops.gram import triton as gram_kernels  # noqa: E402
 from abckd_kernels.ops.pointwise import KINDS  # noqa: E402
@@ -113,6 +114,19 @@ def test_spectral_with_lengths(launches, target):
     compiled_triton.spectral(torch.float32, True, torch.tensor([200, 77]))
     compiled_triton.spectral(torch.float64, False, torch.tensor([200, 77]))
     assert len(compile_all(launches, target)) == 6
+
+
+@for_all_targets
+@pytest.mark.parametrize("kind", range(3), ids=DIVERGENCES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", compiled_triton.LOGITS.values(), ids=compiled_triton.LOGITS)
+def test_divergence(launches, target, kind, dtype, shape):
+    """No barriers in the loop over classes; 16 bytes at a time where rows or planes are aligned."""
+    compiled_triton.divergence(dtype, kind, shape)
+    for _, compiled in compile_all(launches, target):
+        assert compiled.loop_barriers == 0
+        if shape == compiled_triton.LOGITS["mask"]:
+            assert compiled.loop_share_of_16 == 1
 
 
 @for_all_targets

@@ -36,6 +36,8 @@ from ...ops.divergence import check_options, divergence
 from ..checks import check_choice
 from ..features import Configured, Padding, weighted
 from ..relations.gram import inverse, root, wide
+from .correlation import constant_below, correlation_distances
+from .decoupled import decoupled
 
 Logits = Tensor | Sequence[Tensor]
 REDUCTIONS = ("samples", "rows", "batch")
@@ -155,15 +157,8 @@ def dkd_loss(
         if s.shape[dim] == 1:
             return wide(s).select(dim, 0) * 0
         y = (y if skip is None else y.masked_fill(skip, 0)).unsqueeze(dim)
-        is_target = torch.zeros_like(s, dtype=torch.bool).scatter(dim, y, True)
-        binary, others = [], []
-        for x in (_zeroed(s, skip, dim), _zeroed(t, skip, dim)):
-            others.append(x.masked_fill(is_target, -torch.inf))
-            target = x.gather(dim, y)
-            rest = (others[-1] / temperature).logsumexp(dim, keepdim=True) * temperature
-            binary.append(torch.cat([target, rest], dim))
-        options = {"temperature": temperature, "dim": dim, "ignore": skip}
-        return alpha * divergence(*binary, **options) + beta * divergence(*others, **options)
+        nckd, *binary = decoupled(s, t, y, skip, dim, temperature)
+        return alpha * divergence(*binary, temperature=temperature, dim=dim, ignore=skip) + beta * nckd
 
     return _mean(term, found, reduction, temperature, weights)
 
@@ -192,46 +187,13 @@ def dist_loss(
     """
     check_options(0, temperature)
 
-    def term(s, t, skip, dim):
-        rows = [(_zeroed(x, skip, dim) / temperature).softmax(dim).movedim(dim, -1).flatten(0, -2) for x in (s, t)]
-        valid = None if skip is None else ~skip.reshape(-1, 1)
-        if valid is not None:
-            rows = [x.masked_fill(~valid, 0) for x in rows]
-        # The mean of a row's probabilities is that of any row's.
-        inter = _distance([(x, x - 1 / x.shape[1]) for x in rows], valid, 1)
-        intra = _distance([(x, x - _row_mean(x, valid)) for x in rows], valid, 0)
-        count = max(len(inter), 1) if valid is None else valid.sum().clamp_min(1)
-        return beta * inter.sum() / count + gamma * intra.mean()
-
     found = _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length)
-    with torch.autocast(found[0].student.device.type, enabled=False):
-        losses = [temperature**2 * term(*pair[:4]) for pair in found]
+    losses = []
+    for s, t, skip, axis in found:
+        with torch.autocast(s.device.type, enabled=False):
+            inter, intra = correlation_distances(s, t, skip, axis, temperature)
+            losses.append(temperature**2 * (beta * inter + gamma * intra))
     return weighted(losses, weights, [pair[:2] for pair in found])
-
-
-def _row_mean(x: Tensor, valid: Tensor | None) -> Tensor:
-    return x.sum(0) / (max(len(x), 1) if valid is None else valid.sum().clamp_min(1))
-
-
-def _distance(networks: Sequence[tuple[Tensor, Tensor]], valid: Tensor | None, dim: int) -> Tensor:
-    """1 - rho along `dim`, of (probabilities, the same centred) of student and teacher."""
-    units, constants = [], []
-    for x, centred in networks:
-        if valid is not None:
-            centred = centred.masked_fill(~valid, 0)
-        inverted, constant = _inverse_norm(x, centred, dim)
-        units.append(centred * inverted)
-        constants.append(constant.squeeze(dim))
-    apart = (units[0] - units[1]).square().sum(dim) / 2
-    return apart + (constants[0] ^ constants[1]).to(apart.dtype) / 2
-
-
-def _inverse_norm(x: Tensor, centred: Tensor, dim: int, factor: float = 1.0, eps: float = 0.0) -> tuple[Tensor, Tensor]:
-    """1 / (factor ||centred|| + eps) along `dim`; 0, with no gradient, where the digits of x say that it is constant."""
-    square = centred.square().sum(dim, keepdim=True)
-    constant = square <= (8 * torch.finfo(x.dtype).eps) ** 2 * x.detach().square().sum(dim, keepdim=True)
-    norm = root(square.masked_fill(constant, 0)) * factor + eps
-    return inverse(norm.masked_fill(constant, 0)), constant
 
 
 def _zeroed(x: Tensor, ignore: Tensor | None, dim: int) -> Tensor:
@@ -248,7 +210,10 @@ def _standardized(x: Tensor, ignore: Tensor | None, dim: int, name: str) -> Tens
         raise ValueError(f"{name}: expected at least two classes to standardize, got shape {tuple(x.shape)}")
     x = _zeroed(x, ignore, dim)
     centred = x - x.mean(dim, keepdim=True)
-    return centred * _inverse_norm(x, centred, dim, (x.shape[dim] - 1) ** -0.5, 1e-7)[0]
+    square = centred.square().sum(dim, keepdim=True)
+    constant = square <= constant_below(x.detach().square().sum(dim, keepdim=True))
+    deviation = root(square.masked_fill(constant, 0) / (x.shape[dim] - 1)) + 1e-7
+    return centred * inverse(deviation.masked_fill(constant, 0))
 
 
 class _Pair(NamedTuple):

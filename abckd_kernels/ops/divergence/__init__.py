@@ -17,7 +17,7 @@ the gradient of the row's value; the teacher gets none:
 
 Logits of -inf are classes that can't occur: where p = 0 (or q = 0) the term p log(p / q) (q log(q / p)) is 0; a class
 with p > 0 and q = 0 makes KL(p || q) infinite, as the definition says, and concerns no other row. A row is dead, value
-and gradient 0, if `ignore` says so (nothing is read there) or if all logits of student or teacher are -inf: there is no
+and gradient 0, if `ignore` says so (whatever its logits) or if all logits of student or teacher are -inf: there is no
 distribution.
 
 Logits lie as (outer, classes, inner): inner = 1 are rows in memory, inner > 1 classes that are planes, such as the

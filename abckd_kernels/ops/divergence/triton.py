@@ -119,6 +119,7 @@ def forward_kernel(
     inverse_temperature: tl.float64,
     beta: tl.float64,
     KIND: tl.constexpr,  # kl, reverse_kl, jsd
+    PLANES: tl.constexpr,  # rows lie along positions, classes apart
     IGNORE: tl.constexpr,
     SAVE: tl.constexpr,
     ONE_TILE: tl.constexpr,  # holds all classes
@@ -133,9 +134,11 @@ def forward_kernel(
     r = (program % tiles).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     row = sample * rows + r
     exists = r < rows
-    counts = exists
+    ignored = r < 0
     if IGNORE:
-        counts = exists & (tl.load(ignore_ptr + row, exists, other=1) == 0)
+        ignored = tl.load(ignore_ptr + row, exists, other=1) != 0
+    # Of rows in memory, those that are ignored aren't read; lanes that lie along positions read 16 bytes with others.
+    counts = exists if PLANES else exists & ~ignored
     scale = tl.full((), inverse_temperature, DTYPE)
     first = sample * stride_sample + r[:, None] * stride_r
     infinity = float("inf")
@@ -170,9 +173,11 @@ def forward_kernel(
 
     most_x, total_x, factor = join(max_x, sum_x, scale)
     most_y, total_y, _ = join(max_y, sum_y, scale)
-    dead = (total_x == 0) | (total_y == 0)
-    log_x = tl.where(dead, infinity, tl.log(tl.where(dead, 1.0, total_x)))
-    log_y = tl.where(dead, infinity, tl.log(tl.where(dead, 1.0, total_y)))
+    dead = (total_x == 0) | (total_y == 0) | ignored[:, None]
+    total_x = tl.where(dead, 1.0, total_x)
+    total_y = tl.where(dead, 1.0, total_y)
+    log_x = tl.where(dead, infinity, tl.log(total_x))
+    log_y = tl.where(dead, infinity, tl.log(total_y))
     if KIND != "jsd":
         moved = tl.where(sum_x > 0, (cross + sum_x * ((max_x - most_x) - (max_y - most_y))) * factor, 0.0)
         value = tl.sum(moved, 1)[:, None] / total_x * scale - (log_x - log_y)
@@ -230,6 +235,7 @@ def backward_kernel(
     inverse_temperature: tl.float64,
     beta: tl.float64,
     KIND: tl.constexpr,
+    PLANES: tl.constexpr,
     DTYPE: tl.constexpr,
     LEAST: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -256,8 +262,9 @@ def backward_kernel(
         k = begin + tl.arange(0, BLOCK_K)
         offset = first + k[None, :].to(tl.int64) * stride_k
         inside = exists & (k < classes)[None, :]
-        s = read(student_ptr, offset, inside & ~dead, DTYPE)
-        t = read(teacher_ptr, offset, inside & ~dead, DTYPE)
+        counts = inside if PLANES else inside & ~dead
+        s = read(student_ptr, offset, counts, DTYPE)
+        t = read(teacher_ptr, offset, counts, DTYPE)
         q, p, log_ratio = probabilities(s, t, max_s, log_s, max_t, log_t, scale)
         if KIND == "kl":
             result = (q - p) * grad
@@ -309,6 +316,7 @@ def _describe(x: Tensor, kind: int) -> tuple[Tile, tuple[int, ...], dict]:
     strides = (0, classes, 1) if inner == 1 else (classes * inner, 1, inner)
     constants = {
         "KIND": KINDS[kind],
+        "PLANES": inner > 1,
         "DTYPE": tl.float64 if double else tl.float32,
         "LEAST": torch.finfo(accumulation_dtype(x.dtype)).tiny,
         "BLOCK_R": tile.block_r,

@@ -51,6 +51,12 @@ __device__ __forceinline__ A infinity() {
   return std::numeric_limits<A>::infinity();
 }
 
+// Of A's own type: whoever compiles this for the host may find double's exp alone.
+template <typename A>
+__device__ __forceinline__ A exponential(A x) {
+  return exp(x);
+}
+
 // The sums over classes of a network that weighs (p) against another (q).
 template <typename A>
 struct Tally {
@@ -61,11 +67,11 @@ struct Tally {
 
   // Relative to other maxima, which must not be smaller.
   __device__ void move(A new_p, A new_q, A scale) {
-    const A down_p = max_p - new_p, down_q = max_q - new_q, factor = exp(down_p * scale);
+    const A down_p = max_p - new_p, down_q = max_q - new_q, factor = exponential(down_p * scale);
     // Without a sum the old maximum is no logit, and its distance may be infinite.
     cross = sum_p > 0 ? (cross + sum_p * (down_p - down_q)) * factor : A(0);
     sum_p *= factor;
-    sum_q *= exp(down_q * scale);
+    sum_q *= exponential(down_q * scale);
     max_p = new_p;
     max_q = new_q;
   }
@@ -73,9 +79,9 @@ struct Tally {
   // The maxima must not be smaller than p and q.
   template <bool kCross>
   __device__ void add(A p, A q, A scale) {
-    const A below_p = p - max_p, below_q = q - max_q, weight = exp(below_p * scale);
+    const A below_p = p - max_p, below_q = q - max_q, weight = exponential(below_p * scale);
     sum_p += weight;
-    sum_q += exp(below_q * scale);
+    sum_q += exponential(below_q * scale);
     if (kCross) {
       cross += weight > 0 ? weight * (below_p - below_q) : A(0);
       missing |= q == -infinity<A>() && p > -infinity<A>();
@@ -182,8 +188,8 @@ struct Probabilities {
 
   __device__ Probabilities(A s, A t, const Normalisers<A>& row, A scale) {
     const A below_s = (s - row.max_s) * scale, below_t = (t - row.max_t) * scale;
-    q = exp(below_s - row.log_s);
-    p = exp(below_t - row.log_t);
+    q = exponential(below_s - row.log_s);
+    p = exponential(below_t - row.log_t);
     log_ratio = (below_s - below_t) - (row.log_s - row.log_t);
   }
 
