@@ -18,9 +18,9 @@ from torch import Tensor
 from ..ops import tap_all
 from ..ops.shapes import accumulation_dtype
 from ..ops.tap import check_power
+from .arithmetic import root
 from .checks import check_choice
 from .features import Configured, Padding, batch_mean, check_equal, check_pairs, layers, weighted
-from .relations.gram import root
 from .taps import Taps, cells, distances, padding_of, tapped
 
 __all__ = ["ATLoss", "at_loss"]

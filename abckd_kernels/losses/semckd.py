@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import pointwise, project, tap_all
+from .arithmetic import unit, wide
 from .checks import (
     check_channels,
     check_choice,
@@ -28,7 +29,7 @@ from .checks import (
 )
 from .features import Padding, batch_mean, layers, resized, smaller, weighted
 from .layers import ValidBatchNorm
-from .relations.gram import between_samples, unit, wide
+from .relations.gram import between_samples
 from .taps import cells
 
 __all__ = ["SemCKDLoss", "semckd_loss"]

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import tap
+from ..arithmetic import root, unit, wide
 from ..checks import check_choice
 from ..features import Configured, Padding, batch_mean, check_equal, pairs, weighted
 from ..layers import ValidBatchNorm, convolution
-from ..relations.gram import root, unit, wide
 from .matching import EVERYWHERE, Channels, Features, layers, matched, on_one_grid
 
 NORMALIZE = ("map", "factor")

@@ -26,19 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..arithmetic import inverse, root, wide
 from ..checks import check_choice
 from ..features import Configured, batch_mean, check_equal, flat, gather, pairs, weighted
-from .gram import (
-    between_differences,
-    between_samples,
-    cosines,
-    eye,
-    inverse,
-    root,
-    row_divergence,
-    squared_distances,
-    wide,
-)
+from .gram import between_differences, between_samples, cosines, eye, row_divergence, squared_distances
 
 Features = Tensor | Sequence[Tensor]
 CONVENTIONS = ("paper", "published")

@@ -28,10 +28,11 @@ from torch import Tensor, nn
 
 from ...ops.dots import dots
 from ...ops.gram import gram
+from ..arithmetic import SILENT, inverse, root, unit, wide
 from ..checks import check_choice
 from ..features import Configured, Padding, batch_mean, check_equal, pairs, resized, smaller, weighted
 from ..layers import ValidBatchNorm, convolution
-from .gram import SILENT, cross_cosines, inverse, products, root, unit, wide
+from .gram import cross_cosines, products
 
 Features = Tensor | Sequence[Tensor]
 
