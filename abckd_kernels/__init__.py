@@ -3,16 +3,33 @@
 from .backends import use_backend
 from .distill import Distiller, DistillerOutput
 from .losses import ABCLoss, abc_loss
-from .ops import Tapped, compress, tap, tap_all
+from .ops import (
+    SpectralErrors,
+    Tapped,
+    compress,
+    divergence,
+    gram,
+    pointwise,
+    project,
+    spectral,
+    tap,
+    tap_all,
+)
 
 __version__ = "0.1.0"
 __all__ = [
     "ABCLoss",
     "Distiller",
     "DistillerOutput",
+    "SpectralErrors",
     "Tapped",
     "abc_loss",
     "compress",
+    "divergence",
+    "gram",
+    "pointwise",
+    "project",
+    "spectral",
     "tap",
     "tap_all",
     "use_backend",

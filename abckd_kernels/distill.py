@@ -28,13 +28,13 @@ class Distiller(nn.Module):
 
     student, teacher: any modules that take the same inputs. student_layers, teacher_layers: dotted module names as in
     `named_modules()`; "name:1" or "name:key" chooses one element of a layer that returns a tuple, list or dict. The
-    chosen tensors must be features (B, C, *spatial). loss: an `ABCLoss`, or any callable loss(student_features,
-    teacher_features).
+    chosen tensors must be features (B, C, *spatial). loss: any loss of this library over features, or any callable
+    loss(student_features, teacher_features).
 
     `distiller(*inputs)` runs the teacher (eval mode, no gradients), then the student, and returns DistillerOutput. A
-    loss with `tap_options` and `from_taps` (`ABCLoss`) needs no feature: forward hooks reduce each one to its
-    attention map where it arises, so that the teacher's can be freed at once, and the student's gradient is added in
-    the backward pass that already reads the feature. Any other loss gets the features.
+    loss with `tap_options` and `from_taps` (`ABCLoss`, `ATLoss`, `AFDLoss`) needs no feature: forward hooks reduce each
+    one to its attention map where it arises, so that the teacher's can be freed at once, and the student's gradient is
+    added in the backward pass that already reads the feature. Any other loss gets the features.
 
     Layers that give (B, T, C), as recurrent ones do, are read as (B, C, T): name a layer behind the transposition. No
     layer behind a named one may change its output in place: that is an error, since the loss would read what it became.
@@ -89,7 +89,7 @@ class Distiller(nn.Module):
             maps_and_means = (
                 [list(part) for part in zip(*layers, strict=True)] for layers in (student_layers, teacher_layers)
             )
-            loss, attention = self.loss.from_taps(*maps_and_means, **self._padding, return_attention=True)
+            loss, attention = self.loss.from_taps(*maps_and_means, **self._padding)
         return DistillerOutput(student_output, teacher_output, loss, attention)
 
     def train(self, mode: bool = True) -> Distiller:

@@ -19,8 +19,14 @@ from triton.compiler import ASTSource
 
 from abckd_kernels.ops import triton_layers
 from abckd_kernels.ops.compress import triton as compress_kernels
+from abckd_kernels.ops.divergence import KINDS as DIVERGENCES
+from abckd_kernels.ops.divergence import triton as divergence_kernels
 from abckd_kernels.ops.dots import triton as dots_kernels
 from abckd_kernels.ops.gram import triton as gram_kernels
+from abckd_kernels.ops.pointwise import KINDS
+from abckd_kernels.ops.pointwise import triton as pointwise_kernels
+from abckd_kernels.ops.project import triton as project_kernels
+from abckd_kernels.ops.spectral import triton as spectral_kernels
 from abckd_kernels.ops.tap import triton as tap_kernels
 
 from . import machine_code
@@ -28,32 +34,42 @@ from .compiled import JOBS, Kernel, dump
 
 TARGETS = [GPUTarget("cuda", arch, 32) for arch in (80, 86, 90, 100, 120)] + [GPUTarget("hip", "gfx942", 64)]
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
-            torch.int64: "*i64", torch.int8: "*i8"}  # fmt: skip
-OPS = {tap_kernels: "tap", compress_kernels: "compress", gram_kernels: "gram", dots_kernels: "dots"}
+            torch.int64: "*i64", torch.int8: "*i8", torch.bool: "*i1"}  # fmt: skip
+OPS = {
+    tap_kernels: "tap",
+    compress_kernels: "compress",
+    dots_kernels: "dots",
+    divergence_kernels: "divergence",
+    gram_kernels: "gram",
+    pointwise_kernels: "pointwise",
+    project_kernels: "project",
+    spectral_kernels: "spectral",
+}
 
 
 class Launches(list):
     """Stands in for `launch`: (kernel, positional arguments, constants, options) of each call."""
 
     def __call__(self, kernel, programs, like, *args, **constants):
-        options = {"num_warps": constants.pop("num_warps", 4)}
+        given = {"num_warps": "num_warps", "num_stages": "num_stages", "registers": "maxnreg"}
+        options = {"num_warps": 4} | {of: constants.pop(name) for name, of in given.items() if name in constants}
         self.append((kernel, args, constants, options))
 
 
 @contextmanager
 def recorded(target: GPUTarget = TARGETS[0]) -> Iterator[Launches]:
     """Launches of the ops in the block, as they would be on the target; nothing runs."""
-    launches, warp = Launches(), tap_kernels.WARP
-    originals = {module: module.launch for module in OPS}
-    tap_kernels.WARP = target.warp_size
-    for module in OPS:
-        module.launch = launches
+    launches = Launches()
+    precision = "ieee" if target.backend == "hip" else "tf32x3"
+    replaced = {"launch": launches, "WARP": target.warp_size, "PRECISION": precision}
+    originals = [(op, name, getattr(op, name)) for op in OPS for name in replaced if hasattr(op, name)]
+    for op, name, _ in originals:
+        setattr(op, name, replaced[name])
     try:
         yield launches
     finally:
-        tap_kernels.WARP = warp
-        for module, launch in originals.items():
-            module.launch = launch
+        for op, name, original in originals:
+            setattr(op, name, original)
 
 
 def features(dtype: torch.dtype, channels_last: bool = False) -> list[torch.Tensor]:
@@ -92,6 +108,50 @@ def compress_with_learned_scores(gradients: bool) -> None:
     compress_kernels.forward(students, teachers, scores, None, [200, 64], False, 0.1, None, 200, gradients)
 
 
+def spectral(dtype: torch.dtype, bands_last: bool = False, lengths: torch.Tensor | None = None) -> None:
+    student, teacher = (torch.empty(2, 257, 200, 2, dtype=dtype) for _ in range(2))
+    if bands_last:
+        student, teacher = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (student, teacher))
+    options = 0.3, 1e-12, lengths, 200
+    spectral_kernels.forward(student, teacher, *options)
+    spectral_kernels.backward(torch.empty(2), torch.empty(2), student, teacher, *options)
+
+
+LOGITS = {"vocabulary": (64, 50257, 1), "short rows": (4096, 10, 1), "mask": (2, 64, 200 * 64)}
+
+
+def divergence(dtype: torch.dtype, kind: int, shape: tuple[int, int, int]) -> None:
+    student, teacher = (torch.empty(shape, dtype=dtype) for _ in "st")
+    ignore = torch.zeros(shape[0] * shape[2], dtype=torch.bool) if kind else None
+    values, saved = divergence_kernels.forward(student, teacher, ignore, kind, 0.5, 2.0, True)
+    divergence_kernels.backward(values, student, teacher, saved, kind, 0.5, 2.0)
+
+
+def pointwise(kind: str, dtype: torch.dtype, channels_last: bool = False, lengths: torch.Tensor | None = None) -> None:
+    student, teacher = features(dtype, channels_last)[1:]
+    third = teacher if KINDS[kind].third else None
+    per_channel = torch.empty(64) if KINDS[kind].per_channel else None
+    operands = student, teacher, third, per_channel, kind, KINDS[kind].parameter or 0.0, lengths, 200
+    sums = pointwise_kernels.forward(*operands)
+    pointwise_kernels.backward(sums, *operands)
+
+
+def project(
+    dtype: torch.dtype, channels_last: bool = False, channels: tuple[int, int] = (32, 64), attended: bool = False
+) -> None:
+    """One teacher with a bias, or with attention two of them and padding; every gradient."""
+    student, teacher = (torch.empty(2, count, 200, 64, dtype=dtype) for count in channels)
+    if channels_last:
+        student, teacher = (x.to(memory_format=torch.channels_last) for x in (student, teacher))
+    weight = torch.empty(*channels[::-1])
+    bias, attention, lengths = None if attended else torch.empty(channels[1]), None, None
+    if attended:
+        attention, lengths = torch.empty(2, 2), torch.tensor([200, 77])
+    operands = (student, weight, [teacher] * (1 + attended), bias, attention, lengths, 200)
+    project_kernels.forward(*operands)
+    project_kernels.backward(torch.empty(2), *operands, [True, True, not attended, attended])
+
+
 def gram(dtype: torch.dtype, axis: str, channels_last: bool = False) -> None:
     x = features(dtype, channels_last)[1]
     for shifted in (False, True):
@@ -113,12 +173,42 @@ CASES: dict[str, Callable[[], None]] = {
         for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
         for layout, last in LAYOUTS.items()
     },
+    **{
+        f"{str(dtype).removeprefix('torch.')}, spectrum{', lengths' * (lengths is not None)}":
+        lambda dtype=dtype, lengths=lengths: spectral(dtype, lengths is not None, lengths)
+        for lengths in (None, torch.tensor([200, 77]))
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    },
+    **{
+        f"{kind}, {str(dtype).removeprefix('torch.')}, {layout}":
+        lambda kind=kind, dtype=dtype, last=last: pointwise(kind, dtype, last, torch.tensor([200, 77]))
+        for kind in KINDS
+        for dtype in (torch.float32, torch.float64, torch.bfloat16)
+        for layout, last in LAYOUTS.items()
+    },
     "per sample, on the grid": lambda: compress([200, 64], False),
     "per frame, on the grid": lambda: compress([200, 64], True),
     "per sample, pooled": lambda: compress([50, 24], False),
     "per frame, pooled": lambda: compress([50, 24], True),
     "learned scores, evaluation": lambda: compress_with_learned_scores(False),
     "learned scores, training": lambda: compress_with_learned_scores(True),
+    **{
+        f"{str(dtype).removeprefix('torch.')}, {DIVERGENCES[kind]}, {name}":
+        lambda dtype=dtype, kind=kind, shape=shape: divergence(dtype, kind, shape)
+        for kind, dtype in ((0, torch.float32), (0, torch.bfloat16), (1, torch.float16), (2, torch.float32),
+                            (2, torch.float64))
+        for name, shape in LOGITS.items()
+    },
+    **{
+        f"{str(dtype).removeprefix('torch.')}, {layout}, one teacher":
+        lambda dtype=dtype, last=last: project(dtype, last)
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+        for layout, last in LAYOUTS.items()
+    },
+    "64 channels, one teacher": lambda: project(torch.float32, channels=(64, 128)),
+    "130 channels, one teacher": lambda: project(torch.float32, channels=(130, 130)),
+    "128 channels, one teacher": lambda: project(torch.float32, channels=(128, 256)),
+    "two teachers, lengths": lambda: project(torch.float32, attended=True),
     "float32, of two features": lambda: dots(torch.float32),
     "bfloat16, of two features": lambda: dots(torch.bfloat16),
     "float32, samples": lambda: gram(torch.float32, "samples"),
@@ -155,10 +245,10 @@ def build(launch: tuple, target: GPUTarget, **options):
             signature[name], more, known = specialise(args[index], (index,))
             fixed.update(more)
             attributes.update(known)
-    of_target = triton_layers.OPTIONS if target.backend == "cuda" else {}
-    return triton.compile(
-        ASTSource(kernel, signature, fixed, attributes), target=target, options=own_options | of_target | options
-    )
+    own_options = triton_layers.OPTIONS | own_options
+    if target.backend != "cuda":
+        own_options = {name: value for name, value in own_options.items() if name not in triton_layers.OPTIONS}
+    return triton.compile(ASTSource(kernel, signature, fixed, attributes), target=target, options=own_options | options)
 
 
 def inspect(launches: list[tuple], target: GPUTarget, variant: str = "-", **options) -> list[Kernel]:

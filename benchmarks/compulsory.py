@@ -36,6 +36,38 @@ def compress_backward(distance_grads, map_grads, results, lengths: Tensor | None
     return _whole([distance_grads, map_grads, *results, lengths])
 
 
+def spectral_forward(spectra, errors, lengths: Tensor | None = None, padded_length: int = 0) -> int:
+    """Read both spectra, pairs (B, F, T, 2); write both errors of each sample."""
+    return _valid(spectra, 2, lengths, padded_length) + _whole([*errors, lengths])
+
+
+def spectral_backward(spectra, error_grads, result, lengths: Tensor | None = None, padded_length: int = 0) -> int:
+    """Read both spectra and the gradients of both errors; write the student's gradient."""
+    return _valid(spectra, 2, lengths, padded_length) + _whole([*error_grads, result, lengths])
+
+
+def divergence_forward(student, teacher, values, saved) -> int:
+    """Read both logits; write values and what backward needs of each row."""
+    return _whole([student, teacher, values, saved])
+
+
+def divergence_backward(value_grads, student, teacher, saved, result) -> int:
+    """Read both logits, the rows' gradients and what forward saved; write the gradient of the student's logits."""
+    return _whole([value_grads, student, teacher, saved, result])
+
+
+def pointwise_forward(features, per_channel, sums, lengths: Tensor | None = None, padded_length: int = 0) -> int:
+    """Read student, teacher and, where the kind has one, the third feature; write a sum per sample and channel."""
+    return _valid(features, 2, lengths, padded_length) + _whole([per_channel, sums, lengths])
+
+
+def pointwise_backward(
+    grad, features, per_channel, results, lengths: Tensor | None = None, padded_length: int = 0
+) -> int:
+    """Read what forward read and the gradient of the sums; write the gradients of the student and of the third."""
+    return _valid(features, 2, lengths, padded_length) + _whole([grad, per_channel, *results, lengths])
+
+
 def _whole(tensors: Iterable[Tensor | None]) -> int:
     return sum(x.nbytes for x in tensors if x is not None)
 

@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-import abckd_kernels
 from abckd_kernels import abc_loss, compress, tap_all
-from abckd_kernels.backends import extension
 
 from . import eager
-
-STUDENT, TEACHER = (8, 32, 200, 64), (8, 64, 200, 64)  # a noise suppressor on 3.2 s segments: (B, C, T, F)
+from .measuring import STUDENT, TEACHER, limit, machine, time_step
 
 
 @dataclass(frozen=True)
@@ -68,45 +64,15 @@ def measure(case: Case, dtype: torch.dtype, repeats: int) -> dict:
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in forms}
     for turn in range(repeats + 3):
         for name, form in forms.items():
-            forward, total = _time_step(form, first, second)
+            forward, total = time_step(partial(form, first, second), first)
             if turn >= 3:
                 times[name].append((forward, total))
     row = {
         name: {"forward": statistics.median(a for a, _ in steps), "total": statistics.median(b for _, b in steps)}
         for name, steps in times.items()
     }
-    read, copy = _bandwidths()
-    read_bytes = sum(x.nbytes for x in (*first, *second))
-    gradient_bytes = 2 * sum(x.nbytes for x in first)
-    forward = read_bytes / read * 1e3
-    row["limit"] = {"forward": forward, "total": forward + gradient_bytes / copy * 1e3}
+    row["limit"] = limit([*first, *second], first)
     return row
-
-
-def _time_step(form: Callable, first: list[Tensor], second: list[Tensor]) -> tuple[float, float]:
-    for x in first:
-        x.grad = None
-    start = time.perf_counter()
-    loss = form(first, second)
-    middle = time.perf_counter()
-    loss.backward()
-    return (middle - start) * 1e3, (time.perf_counter() - start) * 1e3
-
-
-def _bandwidths() -> tuple[float, float]:
-    """Bytes per second of the best of several reads, and (read plus written) of several copies, of 256 MB."""
-    source = torch.ones(64 * 2**20)
-    target = torch.empty_like(source)
-
-    def best(work: Callable, size: int) -> float:
-        durations = []
-        for _ in range(7):
-            start = time.perf_counter()
-            work()
-            durations.append(time.perf_counter() - start)
-        return size / min(durations)
-
-    return best(source.sum, source.nbytes), best(lambda: target.copy_(source), 2 * source.nbytes)
 
 
 def _check(case: Case, first: list[Tensor], second: list[Tensor]) -> None:
@@ -120,20 +86,6 @@ def _check(case: Case, first: list[Tensor], second: list[Tensor]) -> None:
             raise SystemExit(
                 f"the gradient of input {index} is off by {error:.1e}, allowed {tolerance:.1e}: nothing measured"
             )
-
-
-def machine() -> dict[str, str]:
-    """What a row of results belongs to."""
-    with open("/proc/cpuinfo") as info:
-        model = next((line.partition(":")[2].strip() for line in info if line.startswith("model name")), "unknown")
-    built = extension()
-    return {
-        "cpu": f"{model}, {platform.machine()}",
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "abckd_kernels": abckd_kernels.__version__,
-        "instruction set": built.build_info()["CPU instruction set"] if built else "no extension",
-    }
 
 
 def main() -> None:

@@ -10,21 +10,25 @@ from torch import Tensor
 
 from abckd_kernels import backends
 from abckd_kernels.ops.compress import common_grid
+from abckd_kernels.ops.divergence import KINDS as DIVERGENCES
+from abckd_kernels.ops.pointwise import KINDS
 
 from . import compulsory
 
 MEGABYTE = 10**6
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LAYOUTS = ("contiguous", "channels_last")
+SPECTRA = ("contiguous", "bands_last")  # bands_last: as torch.stft's result lies
 EVEN, WIDE = (64, 64, 64), (256, 32, 32)  # (C, T, F)
 ODD, FLAT_ODD, LARGE_ODD = (33, 67, 129), (5, 201, 257), (33, 201, 257)  # nothing here divides evenly
 
 
 @dataclass(frozen=True)
 class Case:
-    """kind: "tap", "compress" or "step" (tap of all layers, then compress). students, teachers: shapes of features,
-    or of maps for compress; tap takes them all as students. lengths: valid frames of each sample, of `students[0]`.
-    per_frame: of compress.
+    """kind: "tap", "compress", "step" (tap of all layers, then compress), "divergence", "spectral", or "pointwise",
+    whose kind begins the name. students, teachers: shapes of features, of maps for compress, of logits (outer, classes,
+    inner) for divergence, of bins (B, F, T) for spectral; tap and pointwise take them all as students. lengths: valid
+    frames of each sample, of `students[0]`. per_frame: of compress. divergence: its kind.
     """
 
     kind: str
@@ -36,6 +40,7 @@ class Case:
     means: bool = False
     lengths: tuple[int, ...] | None = None
     per_frame: bool = False
+    divergence: str = ""
 
     def __str__(self) -> str:
         means = "-means" if self.means else ""
@@ -54,6 +59,7 @@ class Case:
             "students": len(self.students),
             "means": self.means,
             "lengths": self.lengths,
+            "divergence": self.divergence,
         }
 
 
@@ -67,11 +73,26 @@ def _tap(name: str, shape: tuple[int, ...], dtype: str, layout: str, means: bool
     return Case("tap", name, (_sized(shape, dtype),), (), dtype, layout, means)
 
 
+def _pointwise(name: str, shape: tuple[int, ...], dtype: str, layout: str) -> Case:
+    return Case("pointwise", name, (_sized(shape, dtype),), (), dtype, layout)
+
+
 def _step(name: str, size: tuple[int, int], dtype: str, layout: str = "contiguous", means: bool = False) -> Case:
     students, teachers = (_sized((channels, *size), dtype) for channels in (32, 64))
     batch = max(students[0], teachers[0])
     layers = ((batch, *students[1:]),) * 3, ((batch, *teachers[1:]),) * 6
     return Case("step", name, *layers, dtype, layout, means)
+
+
+def _spectral(
+    name: str, bins: tuple[int, int], dtype: str, layout: str, lengths: tuple[int, ...] | None = None
+) -> Case:  # fmt: skip
+    shape = _sized(bins, dtype) if lengths is None else (len(lengths) * 3, *bins)
+    return Case("spectral", name, (shape,), (shape,), dtype, layout, lengths=lengths and lengths * 3)
+
+
+def _divergence(name: str, shape: tuple[int, int, int], kind: str, dtype: str) -> Case:
+    return Case("divergence", f"{name} {kind}", (shape,), (shape,), dtype, divergence=kind)
 
 
 CASES = (
@@ -90,6 +111,31 @@ CASES = (
     Case("compress", "lengths", ((3, 96, 32),) * 2, ((3, 96, 32),) * 2, lengths=(96, 60, 7)),
     Case("compress", "odd lengths", ((3, 101, 33),) * 2, ((3, 101, 33),) * 2, lengths=(101, 60, 7)),
     _step("step", (130, 64), "float32"),
+    *(_spectral("even", (256, 200), dtype, layout) for dtype in DTYPES for layout in SPECTRA),
+    *(_spectral("odd", (257, 201), dtype, layout) for dtype in ("float32", "bfloat16") for layout in SPECTRA),
+    *(_spectral("lengths", (257, 201), "float32", layout, (201, 170, 9)) for layout in SPECTRA),
+    *(_divergence("vocabulary", (8, 50257, 1), kind, "float32") for kind in ("kl", "jsd")),
+    _divergence("vocabulary", (16, 50264, 1), "reverse_kl", "bfloat16"),
+    *(_divergence("mask", (2, 64, 3200), kind, "float32") for kind in ("kl", "jsd")),
+    _divergence("mask", (2, 128, 3200), "reverse_kl", "float16"),
+    _divergence("rows", (2048, 264, 1), "kl", "float32"),
+    _divergence("odd rows", (2048, 261, 1), "jsd", "bfloat16"),
+    _divergence("odd mask", (2, 66, 2043), "kl", "float32"),
+)
+# Ops without CUDA kernels.
+TRITON_CASES = (
+    *(_pointwise(f"{kind} even", EVEN, "float32", layout) for kind in KINDS for layout in LAYOUTS),
+    *(
+        _pointwise("heteroscedastic even", EVEN, dtype, layout)
+        for dtype in ("bfloat16", "float64")
+        for layout in LAYOUTS
+    ),
+    *(_pointwise("margin odd", ODD, dtype, layout) for dtype in ("float32", "bfloat16") for layout in LAYOUTS),
+    *(
+        Case("pointwise", "boundary lengths", ((4, 32, 64, 64),), (), dtype, layout, False, (64, 40, 7, 64))
+        for dtype in ("float32", "bfloat16")
+        for layout in LAYOUTS
+    ),
 )
 # The emulator is fast enough for more.
 EMULATOR_CASES = (
@@ -103,7 +149,7 @@ EMULATOR_CASES = (
 
 def of(backend: str) -> tuple[Case, ...]:
     """The cases that are run for a backend."""
-    return (*CASES, *EMULATOR_CASES) if backend == "cuda" else CASES
+    return (*CASES, *(EMULATOR_CASES if backend == "cuda" else TRITON_CASES))
 
 
 def run(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
@@ -113,6 +159,15 @@ def run(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
     if case.kind == "compress":
         maps = [torch.rand(shape, dtype=getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers)]
         yield from _compress(maps, len(case.students), padding, {}, case.per_frame)
+        return
+    if case.kind == "spectral":
+        yield from _run_spectral(case, padding)
+        return
+    if case.kind == "divergence":
+        yield from _run_divergence(case)
+        return
+    if case.kind == "pointwise":
+        yield from _run_pointwise(case, padding)
         return
     features = [_feature(shape, case) for shape in (*case.students, *case.teachers)]
     made = {}
@@ -138,6 +193,26 @@ def run(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
     yield "tap_backward", tap_backward
 
 
+def _run_pointwise(case: Case, padding: tuple) -> Iterator[tuple[str, Callable[[], int]]]:
+    name, made = case.name.split()[0], {}
+    features = [_feature(case.students[0], case) for _ in range(2 + KINDS[name].third)]
+    wide = torch.float64 if case.dtype == "float64" else torch.float32
+    per_channel = -torch.rand(case.students[0][1], dtype=wide) if KINDS[name].per_channel else None
+    student, teacher, third = (*features, None)[:3]
+    operands = student, teacher, third, per_channel, name, KINDS[name].parameter or 0.0, *padding
+
+    def forward() -> int:
+        made["sums"] = _kernel("pointwise_forward")(*operands)
+        return compulsory.pointwise_forward(features, per_channel, made["sums"], *padding)
+
+    def backward() -> int:
+        results = _kernel("pointwise_backward")(made["sums"], *operands)
+        return compulsory.pointwise_backward(made["sums"], features, per_channel, results, *padding)
+
+    yield "pointwise_forward", forward
+    yield "pointwise_backward", backward
+
+
 def _compress(
     maps: list[Tensor], n: int, padding: tuple, made: dict, per_frame: bool = False
 ) -> Iterator[tuple[str, Callable[[], int]]]:
@@ -157,6 +232,41 @@ def _compress(
 
     yield "compress_forward", forward
     yield "compress_backward", backward
+
+
+def _run_spectral(case: Case, padding: tuple) -> Iterator[tuple[str, Callable[[], int]]]:
+    spectra = [torch.rand((*shape, 2)).to(getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers)]
+    if case.layout == "bands_last":
+        spectra = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in spectra]
+    made = {}
+
+    def forward() -> int:
+        made["errors"] = _kernel("spectral_forward")(*spectra, 0.3, 1e-12, *padding)
+        return compulsory.spectral_forward(spectra, made["errors"], *padding)
+
+    def backward() -> int:
+        result = _kernel("spectral_backward")(*made["errors"], *spectra, 0.3, 1e-12, *padding)
+        return compulsory.spectral_backward(spectra, made["errors"], result, *padding)
+
+    yield "spectral_forward", forward
+    yield "spectral_backward", backward
+
+
+def _run_divergence(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
+    student, teacher = (torch.randn(shape).to(getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers))
+    options, made = (DIVERGENCES.index(case.divergence), 0.5, 2.0), {}
+
+    def forward() -> int:
+        made["results"] = _kernel("divergence_forward")(student, teacher, None, *options, True)
+        return compulsory.divergence_forward(student, teacher, *made["results"])
+
+    def backward() -> int:
+        values, saved = made["results"]
+        result = _kernel("divergence_backward")(values, student, teacher, saved, *options)
+        return compulsory.divergence_backward(values, student, teacher, saved, result)
+
+    yield "divergence_forward", forward
+    yield "divergence_backward", backward
 
 
 def _feature(shape: tuple[int, ...], case: Case) -> Tensor:

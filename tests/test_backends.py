@@ -10,8 +10,11 @@ import torch
 
 from abckd_kernels import abc_loss, backends, info, tap, use_backend
 
-OPS = ("tap_forward", "tap_backward", "compress_forward", "compress_backward", "gram_forward", "gram_backward",
-       "dots_forward", "dots_backward")  # fmt: skip
+OPS = tuple(
+    f"{op}_{direction}"
+    for op in ("tap", "compress", "divergence", "dots", "gram", "pointwise", "project", "spectral")
+    for direction in ("forward", "backward")
+)
 native = pytest.mark.skipif(backends.extension() is None, reason="the C++ extension is not built")
 
 COMPACT_CHECK = """

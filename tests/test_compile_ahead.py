@@ -18,8 +18,12 @@ if backends.TRITON_INTERPRET:
     pytest.skip("the interpreter replaces what would be compiled", allow_module_level=True)
 
 from abckd_kernels.ops.compress import triton as compress_kernels  # noqa: E402
+from abckd_kernels.ops.divergence import KINDS as DIVERGENCES  # noqa: E402
 from abckd_kernels.ops.gram import AXES  # noqa: E402
 from abckd_kernels.ops.gram import triton as gram_kernels  # noqa: E402
+from abckd_kernels.ops.pointwise import KINDS  # noqa: E402
+from abckd_kernels.ops.pointwise import triton as pointwise_kernels  # noqa: E402
+from abckd_kernels.ops.spectral import triton as spectral_kernels  # noqa: E402
 from abckd_kernels.ops.tap import triton as tap_kernels  # noqa: E402
 from benchmarks import compiled_triton, resources  # noqa: E402
 from benchmarks.compiled_triton import TARGETS  # noqa: E402
@@ -96,6 +100,60 @@ def test_compress_with_learned_scores(launches, target, gradients):
 
 
 @for_all_targets
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_spectral_reads_pairs_in_16_bytes(launches, target, dtype):
+    compiled_triton.spectral(dtype)
+    compiled = [kernel for _, kernel in compile_all(launches, target)]
+    for launch, kernel, operands in zip(launches, compiled, (2, 0, 2), strict=True):
+        per_operand = launch[2]["BLOCK"] * dtype.itemsize // (16 * kernel.threads)
+        assert kernel.load_widths[16] >= per_operand * operands, (kernel.name, kernel.load_widths)
+
+
+@for_all_targets
+def test_spectral_with_lengths(launches, target):
+    compiled_triton.spectral(torch.float32, True, torch.tensor([200, 77]))
+    compiled_triton.spectral(torch.float64, False, torch.tensor([200, 77]))
+    assert len(compile_all(launches, target)) == 6
+
+
+@for_all_targets
+@pytest.mark.parametrize("kind", range(3), ids=DIVERGENCES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", compiled_triton.LOGITS.values(), ids=compiled_triton.LOGITS)
+def test_divergence(launches, target, kind, dtype, shape):
+    """No barriers in the loop over classes; 16 bytes at a time where rows or planes are aligned."""
+    compiled_triton.divergence(dtype, kind, shape)
+    for _, compiled in compile_all(launches, target):
+        assert compiled.loop_barriers == 0
+        if shape == compiled_triton.LOGITS["mask"]:
+            assert compiled.loop_share_of_16 == 1
+
+
+@for_all_targets
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pointwise_reads_features_in_16_bytes(launches, target, kind, dtype, channels_last):
+    compiled_triton.pointwise(kind, dtype, channels_last)
+    for kernel, compiled in compile_all(launches, target):
+        if kernel is not pointwise_kernels.add_kernel:
+            unrolled = compiled.loop_share_of_16 is None  # as LLVM does for AMD
+            at_least = 2 * pointwise_kernels.STEPS if unrolled else 2
+            assert compiled.load_widths[16] >= at_least and compiled.loop_share_of_16 in (1, None), compiled.load_widths
+            assert not compiled.loop_barriers
+
+
+@for_all_targets
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_pointwise_with_lengths(launches, target, kind, dtype):
+    compiled_triton.pointwise(kind, dtype, lengths=torch.tensor([200, 77]))
+    names = ("forward_kernel", "add_kernel", "backward_kernel")
+    assert [launch[0] for launch in launches] == [getattr(pointwise_kernels, name) for name in names]
+    compile_all(launches, target, "lengths")
+
+
+@for_all_targets
 @pytest.mark.parametrize("axis, dtype, last", GRAMS, ids=lambda value: str(value).removeprefix("torch."))
 def test_gram(launches, target, axis, dtype, last):
     compiled_triton.gram(dtype, axis, last)
@@ -112,9 +170,9 @@ def test_dots(launches, target, dtype):
 
 
 @for_all_targets
-@pytest.mark.parametrize("channels", [16, 32])
-def test_gram_of_few_rows(launches, target, channels):
-    x = torch.empty(2, channels, 200, 64)
+def test_gram_of_32_rows(launches, target):
+    """Between the tiles of samples and of frames."""
+    x = torch.empty(2, 32, 200, 64)
     for shifted in (False, True):
         gram_kernels.backward(gram_kernels.forward(x, "channels", shifted), x, "channels", shifted)
     compile_all(launches, target)
@@ -133,12 +191,17 @@ def test_sizes_of_one_compile(launches):
     grid_maps = [torch.empty(1, 1, 1)]
     compress_kernels.forward(grid_maps, grid_maps, None, None, [1, 1], False, 1.0, torch.tensor([1]), 1, True)
     compress_kernels.backward(torch.empty(1, 1), torch.empty(1, 1, 1, 1), [1, 1], torch.tensor([1]), 1)
+    spectrum = torch.empty(1, 1, 1, 2)
+    spectral_kernels.forward(spectrum, spectrum, 0.3, 1e-12, torch.tensor([1]), 1)
+    spectral_kernels.backward(torch.empty(1), torch.empty(1), spectrum, spectrum, 0.3, 1e-12, torch.tensor([1]), 1)
+    operands = xs[0], xs[0], xs[0], None, "heteroscedastic", 1.0, torch.tensor([1]), 1
+    pointwise_kernels.backward(pointwise_kernels.forward(*operands), *operands)
     x = torch.empty(1, 1, 1)
     for axis in AXES:
         gram_kernels.backward(torch.empty(1, 1, 1), x, axis, True)
         gram_kernels.forward(x, axis, True)
     kernels = compiled_triton.inspect(launches, TARGETS[2])
-    assert len(kernels) == 5 + 2 * 4
+    assert len(kernels) == 10 + 2 * 4
     assert [kernel.problems for kernel in kernels] == [[]] * len(kernels)
 
 

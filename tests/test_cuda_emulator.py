@@ -19,6 +19,8 @@ TESTS = Path(__file__).parent
 SELECTED = {
     "test_tap.py": "test_",
     "test_compress.py": "test_",
+    "test_spectral.py": "test_",
+    "test_divergence.py": "test_",
     "test_abc_loss.py": "test_",
     "test_properties.py": "test_",
     "test_direct_calls.py": "test_",
@@ -47,4 +49,4 @@ def test_numerics_in_the_emulator(file):
 
 @pytest.mark.parametrize("seed", [2, 3, 4])
 def test_numerics_in_other_orders(seed):
-    assert run_emulated(seed, "test_tap.py", "test_compress.py", "-m", "not big") >= 200
+    assert run_emulated(seed, "test_tap.py", "test_compress.py", "test_spectral.py", "-m", "not big") >= 600

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from abckd_kernels import ABCLoss, Distiller, abc_loss
+from abckd_kernels.losses import AFDLoss, ATLoss, SemCKDLoss, at_loss, sp_loss
 
 
 class Block(nn.Module):
@@ -78,8 +79,16 @@ def by_hand(student, teacher, loss, x):
 
 @pytest.mark.parametrize(
     "make_loss",
-    [learned_loss, lambda: ABCLoss([3, 6], [5, 10], scores="similarity", power=1), lambda: abc_loss],
-    ids=["learned", "similarity", "callable"],
+    [
+        learned_loss,
+        lambda: ABCLoss([3, 6], [5, 10], scores="similarity", power=1),
+        lambda: ATLoss(views=["position", "time"], power=1),
+        lambda: AFDLoss([3, 6], [5, 10], 4),
+        lambda: SemCKDLoss([3, 6], [5, 10], 4),
+        lambda: abc_loss,
+        lambda: sp_loss,
+    ],
+    ids=["learned", "similarity", "at", "afd", "semckd", "callable", "relation"],
 )
 def test_equals_a_loop_written_by_hand(make_loss):
     student, teacher = networks()
@@ -102,6 +111,26 @@ def test_attention_is_there_to_look_at():
     attention = distil(*networks())(X).attention
     assert attention.shape == (2, 2, 2) and torch.allclose(attention.sum(-1), torch.ones(2, 2))
     assert distil(*networks(), abc_loss)(X).attention is None
+
+
+def test_losses_on_taps_get_no_features():
+    """A loss that needs maps and means only leaves the teacher's features to be freed when its layers are done."""
+    seen, loss = [], ATLoss()
+    loss.from_taps = lambda student, teacher, **_: (seen.extend([student, teacher]), (torch.zeros(()), None))[1]
+    assert distil(*networks(), loss)(X).attention is None
+    assert [[tuple(x.shape) for x in maps] for maps, _ in seen] == [[(2, 8, 6), (2, 4, 3)]] * 2
+    assert all(means == [None, None] for _, means in seen)
+    assert ATLoss(views=["channel"]).tap_options is None
+
+
+def test_losses_with_and_without_attention():
+    assert distil(*networks(), AFDLoss([3, 6], [5, 10], 4))(X).attention.sum(1).allclose(torch.ones(2, 2))
+    student, teacher = networks()
+    with distil(student, teacher, ATLoss()) as distiller:
+        output = distiller(X, lengths=torch.tensor([800, 400]), padded_length=800)
+    _, expected = by_hand(student, teacher, lambda s, t: at_loss(s, t, lengths=torch.tensor([8, 4])), X)
+    assert output.attention is None
+    torch.testing.assert_close(output.loss, expected)
 
 
 def test_lengths_are_on_the_scale_of_padded_length():

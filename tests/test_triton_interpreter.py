@@ -1,6 +1,7 @@
 """The numerics tests once more, with Triton's kernels in Triton's interpreter: that takes a process of its own.
 
-All cases of both ops run here. The interpreter is slow, so of the loss made of them a part has to do. All of it:
+All cases of the ops run here, most of spectral's. The interpreter is slow, so of the loss made of them a part has to
+do. All of it:
     TRITON_INTERPRET=1 pytest -m "not big" tests/test_abc_loss.py tests/test_properties.py
 """
 
@@ -19,6 +20,10 @@ TESTS = Path(__file__).parent
 SELECTED = {
     "test_tap.py": "test_",
     "test_compress.py": "test_",
+    "test_pointwise.py": "test_",
+    "test_spectral.py": "not layouts or complex64 or float16",
+    "test_project.py": "test_",
+    "test_divergence.py": "test_",
     "test_gram.py": "(against_numpy or layouts) and (float32 or bfloat16-frames) or vectors or gradcheck or empty",
     "test_dots.py": "test_",
     "test_abc_loss.py": "-float16 and not cold and not uniform and (options and padded or student and scaled)",

@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from ..ops import compress, shapes, tap_all
 from ..ops.compress import check_mask
 from ..ops.tap import check_power
-from .checks import check_choice, check_weights
+from .checks import (
+    check_channels,
+    check_choice,
+    check_count,
+    check_layer_channels,
+    check_layer_count,
+    check_weights,
+)
 
 SCORES = ("learned", "similarity", "uniform")
 
@@ -118,16 +125,13 @@ class ABCLoss(nn.Module):
         mask: Tensor | Sequence[Sequence[bool]] | None = None,
     ):
         super().__init__()
-        for name, channels in (("student_channels", student_channels), ("teacher_channels", teacher_channels)):
-            if not isinstance(channels, Sequence) or not channels or any(not _is_count(x) for x in channels):
-                raise ValueError(f"{name}: expected a non-empty list of positive whole numbers, got {channels!r}")
-        if not _is_count(dim):
-            raise ValueError(f"dim: expected a positive whole number, got {dim!r}")
+        self.student_channels = check_channels("student_channels", student_channels)
+        self.teacher_channels = check_channels("teacher_channels", teacher_channels)
+        check_count("dim", dim)
         if not temperature > 0:
             raise ValueError(f"temperature: expected a positive number, got {temperature!r}")
         check_choice("scores", scores, SCORES)
         check_choice("normalize", normalize, ("sample", "frame"))
-        self.student_channels, self.teacher_channels = list(student_channels), list(teacher_channels)
         self.scores = scores
         self.options = {"temperature": temperature, "grid": grid, "normalize": normalize}
         self.tap_options = {"power": check_power(power), "means": scores == "learned"}
@@ -157,14 +161,10 @@ class ABCLoss(nn.Module):
         lengths = shapes.check_lengths(lengths, features[0].shape[0], features[0].device)  # once for all ops
         _, maps, means = tap_all(features, **self.tap_options, lengths=lengths, padded_length=padded_length)
         student, teacher = (maps[:n], means[:n]), (maps[n:], means[n:])
-        return self.from_taps(
-            student,
-            teacher,
-            lengths=lengths,
-            padded_length=padded_length,
-            reduction=reduction,
-            return_attention=return_attention,
+        loss, attention = self.from_taps(
+            student, teacher, lengths=lengths, padded_length=padded_length, reduction=reduction
         )
+        return (loss, attention) if return_attention else loss
 
     def from_taps(
         self,
@@ -174,11 +174,11 @@ class ABCLoss(nn.Module):
         lengths: Tensor | None = None,
         padded_length: int | None = None,
         reduction: str = "mean",
-        return_attention: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """The loss of (maps, channel means) that `tap` took with `tap_options` from the layers of both networks."""
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and attention of (maps, channel means) that `tap` took with `tap_options` from both networks' layers."""
         (student_maps, student_means), (teacher_maps, teacher_means) = student, teacher
-        self._check_counts(len(student_maps), len(teacher_maps))
+        check_layer_count("student_features", len(student_maps), self.student_channels)
+        check_layer_count("teacher_features", len(teacher_maps), self.teacher_channels)
         scores = self._scores(student_means, teacher_means) if self.scores == "learned" else self.scores
         return _compressed(
             student_maps,
@@ -190,29 +190,18 @@ class ABCLoss(nn.Module):
             weights=self.weights,
             mask=self.mask,
             reduction=reduction,
-            return_attention=return_attention,
+            return_attention=True,
         )
 
     def _scores(self, student_means: list[Tensor], teacher_means: list[Tensor]) -> Tensor:
-        self._check_channels("student", student_means, self.student_channels)
-        self._check_channels("teacher", teacher_means, self.teacher_channels)
+        check_layer_channels("student_features", student_means, self.student_channels)
+        check_layer_channels("teacher_features", teacher_means, self.teacher_channels)
         # Autocast would round the scores to half precision; they are too few to gain from it.
         with torch.autocast(self.layer_embedding.device.type, enabled=False):
             dtype = self.layer_embedding.dtype
             queries = torch.stack([f(mean.to(dtype)) for f, mean in zip(self.queries, student_means, strict=True)], 1)
             keys = torch.stack([f(mean.to(dtype)) for f, mean in zip(self.keys, teacher_means, strict=True)], 1)
             return queries @ (keys + self.layer_embedding).transpose(1, 2) / self.layer_embedding.shape[1] ** 0.5
-
-    def _check_counts(self, n: int, m: int) -> None:
-        for name, got, channels in (("student", n, self.student_channels), ("teacher", m, self.teacher_channels)):
-            if got != len(channels):
-                raise ValueError(f"{name}_features: expected {len(channels)} layers as in {name}_channels, got {got}")
-
-    @staticmethod
-    def _check_channels(name: str, means: list[Tensor], channels: list[int]) -> None:
-        for index, (mean, expected) in enumerate(zip(means, channels, strict=True)):
-            if mean.shape[1] != expected:
-                raise ValueError(f"{name}_features[{index}]: expected {expected} channels, got {mean.shape[1]}")
 
 
 def _compressed(
@@ -244,10 +233,6 @@ def _compressed(
     if reduction == "mean":
         loss = loss / max(batch, 1)
     return (loss, attention) if return_attention else loss
-
-
-def _is_count(value) -> bool:
-    return isinstance(value, int) and value > 0
 
 
 def _check_pair(student_features, teacher_features) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,6 +15,15 @@ def check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{argument}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+def check_number(argument: str, value: float, *, least: float, most: float = math.inf, above: bool = False) -> float:
+    """`value`. Raises ValueError unless it is a finite number from `least` (`above`: above it) to `most`."""
+    fits = isinstance(value, int | float) and math.isfinite(value) and least <= value <= most
+    if not fits or (above and value == least):
+        limits = f"{'above' if above else 'at least'} {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
+        raise ValueError(f"{argument}: expected a number {limits}, got {value!r}")
+    return value
+
+
 def check_weights(weights, n: int) -> Tensor | None:
     """`weights` as a tensor of n numbers, or None. Raises ValueError."""
     if weights is None:
@@ -20,7 +32,38 @@ def check_weights(weights, n: int) -> Tensor | None:
         try:
             weights = torch.tensor(weights, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"weights: expected {n} numbers, one per student layer, got {weights!r}") from error
+            raise ValueError(f"weights: expected {n} numbers, one per layer, got {weights!r}") from error
     if weights.shape != (n,):
-        raise ValueError(f"weights: expected {n} numbers, one per student layer, got shape {tuple(weights.shape)}")
+        raise ValueError(f"weights: expected {n} numbers, one per layer, got shape {tuple(weights.shape)}")
     return weights
+
+
+def check_count(argument: str, value: int) -> None:
+    """Raise ValueError, naming the argument, unless `value` is a positive whole number."""
+    if not _is_count(value):
+        raise ValueError(f"{argument}: expected a positive whole number, got {value!r}")
+
+
+def check_channels(argument: str, channels: Sequence[int]) -> list[int]:
+    """`channels`, one number per layer, as a list. Raises ValueError that names the argument."""
+    if not isinstance(channels, Sequence) or not channels or any(not _is_count(x) for x in channels):
+        raise ValueError(f"{argument}: expected a non-empty list of positive whole numbers, got {channels!r}")
+    return list(channels)
+
+
+def check_layer_count(argument: str, count: int, channels: list[int]) -> None:
+    """Raise ValueError unless there are as many layers as channels were announced."""
+    if count != len(channels):
+        side = argument.partition("_")[0]
+        raise ValueError(f"{argument}: expected {len(channels)} layers as in {side}_channels, got {count}")
+
+
+def check_layer_channels(argument: str, features: Sequence[Tensor], channels: list[int]) -> None:
+    """Raise ValueError unless the features, or their channel means, have the channels that were announced."""
+    for index, (x, expected) in enumerate(zip(features, channels, strict=True)):
+        if x.shape[1] != expected:
+            raise ValueError(f"{argument}[{index}]: expected {expected} channels, got {x.shape[1]}")
+
+
+def _is_count(value) -> bool:
+    return isinstance(value, int) and value > 0

@@ -22,8 +22,10 @@ __all__ = [
     "Padding",
     "batch_mean",
     "check_equal",
+    "check_pairs",
     "flat",
     "gather",
+    "layers",
     "pairs",
     "resized",
     "smaller",
@@ -65,15 +67,15 @@ class Padding(NamedTuple):
         return x.flatten(2).sum(2) / (count[:, None] if isinstance(count, Tensor) else count)
 
 
-def pairs(
+def layers(
     student_features: Tensor | Sequence[Tensor],
     teacher_features: Tensor | Sequence[Tensor],
     lengths: Tensor | None,
     padded_length: int | None,
     *,
     vectors: bool = False,
-) -> tuple[list[tuple[Tensor, Tensor]], Padding]:
-    """[(student, teacher), ...], checked, the teacher's detached, padded frames zero; and the padding.
+) -> tuple[list[Tensor], list[Tensor], Padding]:
+    """The student's features, the teacher's, detached, and the padding; checked, padded frames as they come.
 
     vectors   features may be (B, D), too.
 
@@ -87,10 +89,6 @@ def pairs(
             raise TypeError(f"{name}: expected a tensor or a non-empty list of tensors, got {features!r}")
         for index, x in enumerate(features):
             _check(x, f"{name}[{index}]", students[0], vectors)
-    if len(students) != len(teachers):
-        raise ValueError(
-            f"teacher_features: expected {len(students)} features, one per student feature, got {len(teachers)}"
-        )
     features = [*students, *teachers]
     lengths = shapes.check_lengths(lengths, features[0].shape[0], features[0].device)
     if lengths is not None and any(x.dim() == 2 for x in features):
@@ -98,8 +96,33 @@ def pairs(
     if padded_length is None:
         padded_length = max([x.shape[2] for x in features if x.dim() > 2], default=1)
     padding = Padding(lengths, shapes.check_padded_length(padded_length))
-    zeroed = [padding.zeroed(x) for x in (*students, *(x.detach() for x in teachers))]
-    return list(zip(zeroed[: len(students)], zeroed[len(students) :], strict=True)), padding
+    return list(students), [x.detach() for x in teachers], padding
+
+
+def pairs(
+    student_features: Tensor | Sequence[Tensor],
+    teacher_features: Tensor | Sequence[Tensor],
+    lengths: Tensor | None,
+    padded_length: int | None,
+    *,
+    vectors: bool = False,
+    zeroed: bool = True,
+) -> tuple[list[tuple[Tensor, Tensor]], Padding]:
+    """[(student, teacher), ...], as `layers` checks them, padded frames zero; and the padding.
+
+    zeroed    False leaves padded frames as they are, for ops that do not read them: zeroing costs a copy.
+    """
+    students, teachers, padding = layers(student_features, teacher_features, lengths, padded_length, vectors=vectors)
+    check_pairs(len(students), len(teachers))
+    if zeroed:
+        students, teachers = ([padding.zeroed(x) for x in group] for group in (students, teachers))
+    return list(zip(students, teachers, strict=True)), padding
+
+
+def check_pairs(n: int, m: int) -> None:
+    """Raise ValueError unless there are as many teacher features as student features."""
+    if n != m:
+        raise ValueError(f"teacher_features: expected {n} features, one per student feature, got {m}")
 
 
 def _check(x: Tensor, name: str, first: Tensor, vectors: bool) -> None:
@@ -188,12 +211,14 @@ def batch_mean(per_sample: Tensor) -> Tensor:
     return per_sample.sum() / max(len(per_sample), 1)
 
 
-def weighted(losses: Sequence[Tensor], weights, checked: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def weighted(losses: Sequence[Tensor], weights, checked: Sequence[Sequence[Tensor]]) -> Tensor:
     """sum_i weights[i] losses[i], 1/n by default: float64 if one of the features is, else float32."""
     weights = check_weights(weights, len(losses))
     losses = torch.stack([loss.to(losses[0].dtype) for loss in losses])
     total = losses.mean() if weights is None else (losses * weights.to(losses)).sum()
-    return total.to(torch.float64 if any(x.dtype == torch.float64 for pair in checked for x in pair) else torch.float32)
+    return total.to(
+        torch.float64 if any(x.dtype == torch.float64 for group in checked for x in group) else torch.float32
+    )
 
 
 class Configured(nn.Module):

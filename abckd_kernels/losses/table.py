@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
 from torch import nn
 
-from . import abc, relations
+from . import abc, afd, attention, hints, relations, response, semckd
 
 INPUTS = ("features", "logits", "spectra", "waveforms")
+MEASURED = Path(__file__).with_name("measured.json")  # written by python -m benchmarks.losses --write
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Entry:
     formula      in one line.
     paper        authors, venue and year.
     reproduces   which published code, by which option.
+    measured     traffic, time, memory and errors beside the published form, and the machine (benchmarks/losses.py says
+                 what each number means); None: nobody has.
     """
 
     name: str
@@ -36,6 +42,7 @@ class Entry:
     formula: str = ""
     paper: str = ""
     reproduces: str = ""
+    measured: dict | None = None
 
 
 ENTRIES = (
@@ -44,6 +51,25 @@ ENTRIES = (
         formula="sum_i w_i ||a_i - sum_j alpha_ij a_j||^2, a normalised attention maps, alpha = softmax_j of scores",
         paper="ABC-KD, arXiv 2305.16665 (our reading of the abstract)",
         reproduces="AT.code (RepDistiller, mdistiller, torchdistill): mask= to one teacher layer, over positions",
+    ),
+    Entry(
+        "at", attention.at_loss, attention.ATLoss, op="tap, compress",
+        formula="||a_s - a_t||^2, a = mean_c |x|^r scaled to norm 1; views over time, bands and channels on request",
+        paper="Zagoruyko and Komodakis, ICLR 2017; views: arXiv 2208.10367 (our reading of the abstract)",
+        reproduces="RepDistiller, mdistiller, torchdistill 'code': distance='mean', equal sizes; 'paper': 'norm'",
+    ),
+    Entry(
+        "afd", afd.afd_loss, afd.AFDLoss, op="tap, compress", learned="keys, queries, layer embeddings",
+        formula="sum_ij alpha_ij ||v_ij - w_j||^2 / m, v, w energy maps scaled to norm 1, alpha = softmax_i of scores",
+        paper="Ji, Heo and Park, AAAI 2021",
+        reproduces="clovaai/attention-feature-distillation: distance='mean', weights=[1, ...]",
+    ),
+    Entry(
+        "semckd", semckd.semckd_loss, semckd.SemCKDLoss, op="project, tap, pointwise",
+        learned="queries, keys, n m projections",
+        formula="sum_i w_i sum_j alpha_ij mean (p_ij(s_i) - t_j)^2, alpha = softmax_j q_i.k_j",
+        paper="Chen et al., AAAI 2021",
+        reproduces="SemCKD: regressor='convolutions', batch_size=B, dim=B // 4",
     ),
     Entry(
         "sp", relations.sp_loss, relations.SPLoss, op="gram",
@@ -122,9 +148,103 @@ ENTRIES = (
         formula="mean over rows of ||R_s - R_t||^2, R the rows of X X^T (T x T) scaled to norm 1",
         paper="arXiv 2309.08144 (our reading of the abstract)",
     ),
+    Entry(
+        "vid", hints.vid_loss, hints.VIDLoss, op="pointwise", learned="three linear maps, a variance per channel",
+        formula="mean of ((s - t)^2 / v_c + log v_c) / 2, v = log(1 + e^scale) + eps",
+        paper="Ahn et al., CVPR 2019",
+        reproduces="RepDistiller, mdistiller, torchdistill, SemCKD",
+    ),
+    Entry(
+        "pad", hints.pad_loss, hints.PADLoss, op="pointwise", learned="linear map and batch norm: log variances",
+        formula="mean of (t - s)^2 / (eps + e^l) + l",
+        paper="Zhang et al., ECCV 2020",
+        reproduces="torchdistill",
+    ),
+    Entry(
+        "srd", hints.srd_loss, hints.SRDLoss, op="pointwise", learned="linear map, normalisations without parameters",
+        formula="log(1 + mean |s - t|^p / 1e-8), p = 4",
+        paper="Miles and Mikolajczyk, AAAI 2024",
+        reproduces="torchdistill: reduction='batch', weights=[2], without its divergence of logits",
+    ),
+    Entry(
+        "ab", hints.ab_loss, hints.ABLoss, op="pointwise", learned="linear map and batch norm (optional)",
+        formula="mean of max(0, m - s)^2 where t > 0, max(0, s + m)^2 elsewhere",
+        paper="Heo et al., AAAI 2019",
+        reproduces="torchdistill: reduction='sum'; RepDistiller: that, weights=[2^(i - n + 1) 3 / 1000, ...]",
+    ),
+    Entry(
+        "ofd", hints.ofd_loss, hints.OFDLoss, op="pointwise", learned="linear map and batch norm",
+        formula="mean of (s - t')^2 where t > 0 or s > t', t' = max(t, m_c)",
+        paper="Heo et al., ICCV 2019",
+        reproduces="mdistiller: reduction='sum', weights=[2^-(n - i - 1), ...]",
+    ),
+    Entry(
+        "spectral", response.spectral_loss, response.SpectralLoss, inputs="spectra", op="spectral",
+        formula="0.7 mean (m_s^c - m_t^c)^2 + 0.3 mean |s m_s^(c-1) - t m_t^(c-1)|^2, m = |z|, c = 0.3",
+        paper="as in GTCRN, Rong et al., ICASSP 2024",
+        reproduces="gtcrn (its spectral terms): magnitude_weight=70, complex_weight=30",
+    ),
+    Entry(
+        "si_snr", response.si_snr_loss, response.SiSNRLoss, inputs="waveforms", op="",
+        formula="-10 log10(|y|^2 / |s - y|^2), y the projection of s onto t, means taken off",
+        paper="Le Roux et al., ICASSP 2019",
+        reproduces="gtcrn (its waveform term): zero_mean=False, factor=1",
+    ),
+    Entry(
+        "dispatch", response.dispatch_loss, response.DispatchLoss, inputs="waveforms", op="",
+        formula="mean (|S| - |T|)^2 over the patches where |S| is farther from the clean signal than |T| by most",
+        paper="DISPatch, its repository rlaehghks5/DISPATCH",
+        reproduces="DISPATCH: convention='published'",
+    ),
+    Entry(
+        "hint", hints.hint_loss, hints.HintLoss, op="pointwise, project",
+        learned="linear map (and batch norm, and ReLU) over channels, or a module (optional)",
+        formula="mean of (W s + b - t)^2",
+        paper="Romero et al., ICLR 2015",
+        reproduces="RepDistiller, mdistiller: regressor='relu', or ConvReg.between(...) where sizes differ",
+    ),
+    Entry(
+        "review", hints.review_loss, hints.ReviewLoss, op="gram", learned="attention-based fusion of layers (optional)",
+        formula="[mean d^2 + sum_l w_l mean pool_l(d)^2] / (1 + sum_l w_l), d = s - t, l = 4, 2, 1, w = 1/2, 1/4, 1/8",
+        paper="Chen et al., CVPR 2021",
+        reproduces="ReviewKD, mdistiller, torchdistill: fit='frames', weights=[1, ...]; I2RF-TFCKD: norm='instance'",
+    ),
+    Entry(
+        "ft", hints.ft_loss, hints.FTLoss, op="tap", learned="translators, paraphrasers (optional)",
+        formula="mean |Q_s - Q_t|, Q the attention map of the factors scaled to norm 1",
+        paper="Kim et al., NeurIPS 2018",
+        reproduces="RepDistiller; torchdistill (FTLoss, KTALoss): normalize='factor'",
+    ),
+    Entry(
+        "kl", response.kl_loss, response.KLLoss, inputs="logits", op="divergence",
+        formula="tau^2 mean KL(p || q), or KL(q || p); p, q = softmax of teacher's and student's logits / tau",
+        paper="Hinton, Vinyals and Dean, arXiv 1503.02531, 2015; standardize: Sun et al., CVPR 2024",
+        reproduces="RepDistiller, mdistiller, SemCKD (maps: reduction='batch'); torchdistill's KDLoss with cross "
+        "entropy, LogitStdKDLoss: standardize=True, SKDInstanceLoss: weights=[1 / tau^2]",
+    ),
+    Entry(
+        "jsd", response.jsd_loss, response.JSDLoss, inputs="logits", op="divergence",
+        formula="tau^2 mean (beta KL(p || m) + (1 - beta) KL(q || m)), m = beta p + (1 - beta) q",
+        paper="Agarwal et al., ICLR 2024",
+        reproduces="Liger-Kernel: convention='published', weights=[1 / tau^2]",
+    ),
+    Entry(
+        "dkd", response.dkd_loss, response.DKDLoss, inputs="logits", op="divergence",
+        formula="alpha tau^2 KL((p_y, 1 - p_y) || (q_y, 1 - q_y)) + beta tau^2 KL(p without y || q without y)",
+        paper="Zhao et al., CVPR 2022",
+        reproduces="mdistiller (its warm-up is the caller's)",
+    ),
+    Entry(
+        "dist", response.dist_loss, response.DISTLoss, inputs="logits",
+        formula="tau^2 (beta (1 - mean_rows rho(q, p)) + gamma (1 - mean_classes rho(q, p))), rho Pearson's",
+        paper="Huang et al., NeurIPS 2022",
+        reproduces="torchdistill",
+    ),
 )  # fmt: skip
 
 
+@cache
 def table() -> tuple[Entry, ...]:
-    """All losses."""
-    return ENTRIES
+    """All losses, with what was measured of them."""
+    measured = json.loads(MEASURED.read_text())["losses"] if MEASURED.exists() else {}
+    return tuple(replace(entry, measured=measured.get(entry.name)) for entry in ENTRIES)

@@ -1,8 +1,24 @@
 """The fused ops, one folder each: the op in __init__.py, its definition in reference.py, GPU kernels in triton.py."""
 
 from .compress import compress
+from .divergence import divergence
 from .dots import dots
 from .gram import gram
+from .pointwise import pointwise
+from .project import project
+from .spectral import SpectralErrors, spectral
 from .tap import Tapped, tap, tap_all
 
-__all__ = ["Tapped", "compress", "dots", "gram", "tap", "tap_all"]
+__all__ = [
+    "SpectralErrors",
+    "Tapped",
+    "compress",
+    "divergence",
+    "dots",
+    "gram",
+    "pointwise",
+    "project",
+    "spectral",
+    "tap",
+    "tap_all",
+]

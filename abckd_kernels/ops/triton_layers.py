@@ -48,12 +48,16 @@ def grouped(layers: Sequence, key: Callable) -> Iterable[tuple]:
     return ((value, list(group)) for value, group in groupby(ordered, key=key))
 
 
-def launch(kernel, programs: int, like: Tensor, *args, **constants) -> None:
-    """Run `programs` programs of `kernel` on the device of `like`, whichever device is current."""
+def launch(kernel, programs: int, like: Tensor, *args, registers: int | None = None, **constants) -> None:
+    """Run `programs` programs of `kernel` on the device of `like`, whichever device is current.
+
+    registers   of a thread, at most, in place of what OPTIONS says; where there is such a limit.
+    """
     if programs == 0:
         return
+    options = OPTIONS if registers is None or not OPTIONS else {"maxnreg": registers}
     if like.is_cuda:
         with torch.cuda.device(like.device):
-            kernel[(programs,)](*args, **constants, **OPTIONS)
+            kernel[(programs,)](*args, **constants, **options)
     else:
-        kernel[(programs,)](*args, **constants, **OPTIONS)
+        kernel[(programs,)](*args, **constants, **options)

@@ -18,7 +18,7 @@ struct Dots {
   static void forward(const DotsArguments& a, Threads threads) {
     if (a.rows * a.columns < kDotsSerialElements) threads.count = 1;
     for_each_task(threads, a.rows, [&](int64_t row) {
-      W sums[kDots][kParts] = {};
+      W sums[kDotProducts][kParts] = {};
       for_each_vector(a, row, [&](int64_t, int64_t, const W* x, const W* y) {
         for (int part = 0; part < kParts; ++part) {
           const W e = y[part] - x[part];
@@ -29,10 +29,10 @@ struct Dots {
           sums[4][part] += e * e;
         }
       });
-      for (int i = 0; i < kDots; ++i) {
+      for (int i = 0; i < kDotProducts; ++i) {
         double total = 0;
         for (int part = 0; part < kParts; ++part) total += sum<double>(sums[i][part]);
-        a.dots[row * kDots + i] = total;
+        a.dots[row * kDotProducts + i] = total;
       }
     });
   }

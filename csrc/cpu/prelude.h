@@ -8,6 +8,7 @@
 #include <limits>
 #include <memory>
 #include <type_traits>
+#include <utility>
 
 #if defined(ABCKD_X86)
 #include <immintrin.h>

@@ -15,4 +15,11 @@ int64_t compress_forward_workspace(const CompressArguments&);
 cudaError_t compress_forward(const CompressArguments&, cudaStream_t);
 cudaError_t compress_backward(const CompressBackwardArguments&, cudaStream_t);
 
+int64_t spectral_forward_workspace(const SpectralArguments&);
+cudaError_t spectral_forward(const SpectralArguments&, cudaStream_t);
+cudaError_t spectral_backward(const SpectralArguments&, cudaStream_t);
+
+cudaError_t divergence_forward(const DivergenceForwardArguments&, cudaStream_t);
+cudaError_t divergence_backward(const DivergenceBackwardArguments&, cudaStream_t);
+
 }  // namespace abckd::cuda

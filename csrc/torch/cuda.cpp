@@ -28,9 +28,22 @@ constexpr CompressLaunchers kCompress{
     [](const CompressBackwardArguments& a) { C10_CUDA_CHECK(cuda::compress_backward(a, stream())); },
 };
 
+constexpr SpectralLaunchers kSpectral{
+    cuda::spectral_forward_workspace,
+    [](const SpectralArguments& a) { C10_CUDA_CHECK(cuda::spectral_forward(a, stream())); },
+    [](const SpectralArguments& a) { C10_CUDA_CHECK(cuda::spectral_backward(a, stream())); },
+};
+
+constexpr DivergenceLaunchers kDivergence{
+    [](const DivergenceForwardArguments& a) { C10_CUDA_CHECK(cuda::divergence_forward(a, stream())); },
+    [](const DivergenceBackwardArguments& a) { C10_CUDA_CHECK(cuda::divergence_backward(a, stream())); },
+};
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(abckd, CUDA, library) {
   implement_tap<kTap>(library);
   implement_compress<kCompress>(library);
+  implement_spectral<kSpectral>(library);
+  implement_divergence<kDivergence>(library);
 }

@@ -22,7 +22,7 @@ Tensor dots_forward(const DotsLaunchers& launchers, const Tensor& x, const Tenso
   check(x, y);
   const OnDeviceOf current(x);
   const Tensor rows = x.contiguous(), others = y.contiguous();
-  const Tensor dots = at::empty({x.size(0), x.size(1), kDots}, x.options().dtype(at::kDouble));
+  const Tensor dots = at::empty({x.size(0), x.size(1), kDotProducts}, x.options().dtype(at::kDouble));
   DotsArguments a = arguments_of(rows, others);
   a.dots = dots.mutable_data_ptr<double>();
   if (dots.numel() > 0) launchers.forward(a);

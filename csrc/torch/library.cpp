@@ -18,7 +18,6 @@ cpu::Threads torch_threads() {
 }
 
 // CPU kernels have their scratch memory on their threads' heaps.
-// CPU kernels have their scratch memory on their threads' heaps.
 constexpr TapLaunchers kTap{
     [](const TapArguments&, const TapLayer*, int64_t) -> int64_t { return 0; },
     [](const TapArguments& a, const TapLayer* layers, int64_t count) {
@@ -36,12 +35,33 @@ constexpr CompressLaunchers kCompress{
     [](const CompressBackwardArguments& a) { cpu::kernels().compress_backward(a, torch_threads()); },
 };
 
+constexpr PointwiseLaunchers kPointwise{
+    [](const PointwiseArguments& a) { cpu::kernels().pointwise_forward(a, torch_threads()); },
+    [](const PointwiseBackwardArguments& a) { cpu::kernels().pointwise_backward(a, torch_threads()); },
+};
+
 constexpr GramLaunchers kGram{
     [](const GramArguments& a) { cpu::kernels().gram_forward(a, torch_threads()); },
     [](const GramBackwardArguments& a) { cpu::kernels().gram_backward(a, torch_threads()); },
 };
 
-constexpr DotsLaunchers kDotsOnCpu{
+constexpr SpectralLaunchers kSpectral{
+    [](const SpectralArguments&) -> int64_t { return 0; },
+    [](const SpectralArguments& a) { cpu::kernels().spectral_forward(a, torch_threads()); },
+    [](const SpectralArguments& a) { cpu::kernels().spectral_backward(a, torch_threads()); },
+};
+
+constexpr DivergenceLaunchers kDivergence{
+    [](const DivergenceForwardArguments& a) { cpu::kernels().divergence_forward(a, torch_threads()); },
+    [](const DivergenceBackwardArguments& a) { cpu::kernels().divergence_backward(a, torch_threads()); },
+};
+
+constexpr ProjectLaunchers kProject{
+    [](const ProjectArguments& a) { cpu::kernels().project_forward(a, torch_threads()); },
+    [](const ProjectBackwardArguments& a) { cpu::kernels().project_backward(a, torch_threads()); },
+};
+
+constexpr DotsLaunchers kDots{
     [](const DotsArguments& a) { cpu::kernels().dots_forward(a, torch_threads()); },
     [](const DotsBackwardArguments& a) { cpu::kernels().dots_backward(a, torch_threads()); },
 };
@@ -63,8 +83,32 @@ TORCH_LIBRARY(abckd, library) {
   library.def(
       "compress_backward(Tensor distance_grads, Tensor map_grads, SymInt[] sizes, Tensor? lengths,"
       " SymInt padded_length) -> Tensor[]");
+  library.def(
+      "pointwise_forward(Tensor student, Tensor teacher, Tensor? third, Tensor? per_channel, str kind, float parameter,"
+      " Tensor? lengths, SymInt padded_length) -> Tensor");
+  library.def(
+      "pointwise_backward(Tensor grad, Tensor student, Tensor teacher, Tensor? third, Tensor? per_channel, str kind,"
+      " float parameter, Tensor? lengths, SymInt padded_length) -> Tensor[]");
   library.def("gram_forward(Tensor x, str axis, bool shifted) -> Tensor");
   library.def("gram_backward(Tensor grad, Tensor x, str axis, bool shifted) -> Tensor");
+  library.def(
+      "spectral_forward(Tensor student, Tensor teacher, float exponent, float eps, Tensor? lengths,"
+      " SymInt padded_length) -> (Tensor, Tensor)");
+  library.def(
+      "spectral_backward(Tensor magnitude_grads, Tensor complex_grads, Tensor student, Tensor teacher, float exponent,"
+      " float eps, Tensor? lengths, SymInt padded_length) -> Tensor");
+  library.def(
+      "divergence_forward(Tensor student, Tensor teacher, Tensor? ignore, int kind, float beta, float temperature,"
+      " bool gradients) -> (Tensor, Tensor)");
+  library.def(
+      "divergence_backward(Tensor value_grads, Tensor student, Tensor teacher, Tensor saved, int kind, float beta,"
+      " float temperature) -> Tensor");
+  library.def(
+      "project_forward(Tensor student, Tensor weight, Tensor[] teachers, Tensor? bias, Tensor? attention,"
+      " Tensor? lengths, SymInt padded_length) -> Tensor");
+  library.def(
+      "project_backward(Tensor error_grads, Tensor student, Tensor weight, Tensor[] teachers, Tensor? bias,"
+      " Tensor? attention, Tensor? lengths, SymInt padded_length, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
   library.def("dots_forward(Tensor x, Tensor y) -> Tensor");
   library.def("dots_backward(Tensor factors, Tensor x, Tensor y) -> Tensor");
 }
@@ -72,6 +116,10 @@ TORCH_LIBRARY(abckd, library) {
 TORCH_LIBRARY_IMPL(abckd, CPU, library) {
   implement_tap<kTap>(library);
   implement_compress<kCompress>(library);
+  implement_pointwise<kPointwise>(library);
   implement_gram<kGram>(library);
-  implement_dots<kDotsOnCpu>(library);
+  implement_spectral<kSpectral>(library);
+  implement_divergence<kDivergence>(library);
+  implement_project<kProject>(library);
+  implement_dots<kDots>(library);
 }

@@ -14,7 +14,7 @@ import abckd_kernels  # noqa: F401 - declares the ops
 from . import HERE, Library, Unavailable, build
 
 ROOT = HERE.parent.parent
-OPS = ("tap", "compress")  # that have CUDA kernels
+OPS = ("tap", "compress", "divergence", "spectral")  # that have CUDA kernels
 
 
 @cache

@@ -30,6 +30,7 @@ from ...ops.dots import dots
 from ...ops.gram import gram
 from ..checks import check_choice
 from ..features import Configured, Padding, batch_mean, check_equal, pairs, resized, smaller, weighted
+from ..layers import ValidBatchNorm, convolution
 from .gram import SILENT, cross_cosines, inverse, products, root, unit, wide
 
 Features = Tensor | Sequence[Tensor]
@@ -285,13 +286,11 @@ class ICKDLoss(Configured):
         super().__init__(**options)
         if (student_channels is None) != (teacher_channels is None):
             raise ValueError("teacher_channels: expected a number exactly if student_channels is one")
-        if spatial_axes not in (1, 2):
-            raise ValueError(f"spatial_axes: expected 1 or 2, got {spatial_axes!r}")
+        of_axes = convolution(spatial_axes)
         self.embedding = None
         if student_channels is not None:
-            convolution = (nn.Conv1d, nn.Conv2d)[spatial_axes - 1]
-            self.embedding = convolution(student_channels, teacher_channels, kernel_size, padding="same", bias=False)
-            self.normalisation = _BatchNorm(teacher_channels)
+            self.embedding = of_axes(student_channels, teacher_channels, kernel_size, padding="same", bias=False)
+            self.normalisation = ValidBatchNorm(teacher_channels)
 
     def forward(self, student_features, teacher_features, *, lengths=None, padded_length=None):
         """The loss of these features; arguments as in ickd_loss."""
@@ -308,25 +307,3 @@ class ICKDLoss(Configured):
         with torch.autocast(s.device.type, enabled=False):
             embedded = self.normalisation(self.embedding(s.to(weight.dtype)), padding)
             return _ickd([(embedded, t)], **self.options)
-
-
-class _BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation of (B, C, *spatial) by the valid positions' statistics; the other frames become zero."""
-
-    def forward(self, x: Tensor, padding: Padding) -> Tensor:
-        rows, mask = x.flatten(2), padding.mask(x)
-        if mask is None:
-            return super().forward(rows).view_as(x)
-        valid = mask.repeat_interleave(rows.shape[2] // x.shape[2], 1)[:, None]
-        if not self.training:
-            return (super().forward(rows) * valid).view_as(x)
-        count = valid.sum().clamp_min(1)
-        mean = (rows * valid).sum((0, 2)) / count
-        centred = (rows - mean[:, None]) * valid
-        variance = centred.square().sum((0, 2)) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return ((centred * scale[:, None] + self.bias[:, None]) * valid).view_as(x)

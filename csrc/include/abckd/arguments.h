@@ -16,6 +16,8 @@ struct Padding {
   int64_t padded_length;
 };
 
+// ------------------------------------------------------------------------------------------------ tap
+
 // A feature x[b, c, p] with p = (frame, band), and what tap forward writes for it.
 struct TapLayer {
   const void* x;
@@ -38,6 +40,8 @@ struct TapArguments {
   Padding padding;
   void* workspace;  // as many bytes as the device's launcher asks for; null where it asks for none
 };
+
+// ------------------------------------------------------------------------------------------------ compress
 
 // Student and teacher maps together that compress takes on CUDA: what fits into 4 KB of kernel parameters
 // and 48 KB of shared memory.
@@ -82,6 +86,35 @@ struct CompressBackwardArguments {
   const MapGrad* results;  // the gradient of each student map
 };
 
+// ------------------------------------------------------------------------------------------------ pointwise
+
+// Which function of student and teacher: see abckd_kernels/ops/pointwise.
+enum class PointwiseKind { squared, power, boundary, margin, heteroscedastic };
+
+struct PointwiseArguments {
+  Dtype dtype;  // of student, teacher and third, which lie alike
+  PointwiseKind kind;
+  double parameter;
+  int64_t batch;
+  bool channels_last;  // they lie as [b, p, c] instead of [b, c, p]
+  int64_t channels, frames, bands;
+  const void* student;
+  const void* teacher;
+  const void* third;        // null where the kind has none
+  const void* per_channel;  // [c], float (double for f64); null where the kind has none
+  Padding padding;
+  void* sums;  // [b, c], likewise
+};
+
+struct PointwiseBackwardArguments {
+  PointwiseArguments operands;  // sums is not used
+  const void* grad;             // [b, c], gradient of the sums
+  void* student_result;         // laid out as the student
+  void* third_result;           // likewise; null where the kind has no third
+};
+
+// ------------------------------------------------------------------------------------------------ gram
+
 // Groups of rows x[g, r, k], k = (o, i): at g * group_stride + r * row_stride + o * outer_stride + i elements from x, o < outer and
 // i < inner. shifted: all rows of a group but the first have the first subtracted.
 struct GramArguments {
@@ -99,15 +132,100 @@ struct GramBackwardArguments {
   void* result;              // the gradient of x, laid out as x
 };
 
+// ------------------------------------------------------------------------------------------------ spectral
+
+// Two spectra of pairs (re, im) that lie alike. The bins of a sample are runs of frames * inner neighbours, `inner` of each
+// frame, so that the bins that count are the first ones of each run.
+struct SpectralArguments {
+  Dtype dtype;
+  int64_t batch, bins, frames, inner;  // bins: of a sample
+  const void* student;
+  const void* teacher;
+  double exponent, eps;
+  Padding padding;
+  void* magnitude;  // [b], float (double for f64): forward's results, which are means, or the gradients that backward reads
+  void* complex;    // likewise
+  void* result;     // backward's, laid out as student
+  void* workspace;  // as in TapArguments
+
+  int64_t run() const { return frames * inner; }
+};
+
+// ------------------------------------------------------------------------------------------------ divergence
+
+enum class DivergenceKind { kl, reverse_kl, jsd };
+
+// Two logit tensors [outer, classes, inner]; a row is one (outer, inner).
+struct DivergenceArguments {
+  Dtype dtype;
+  DivergenceKind kind;
+  double beta, temperature;
+  int64_t outer, classes, inner;
+  const void* student;
+  const void* teacher;
+};
+
+// Numbers that forward saves for each row, as planes [number][row], float (double for f64): maximum and log-sum-exp of the
+// student's row, those of the teacher's, and KL(q || p) or KL(q || m). Both log-sum-exp of a dead row are infinite.
+enum DivergenceSaved { kStudentMax, kStudentLog, kTeacherMax, kTeacherLog, kMoment };
+inline int64_t divergence_saved(DivergenceKind kind) { return kind == DivergenceKind::kl ? kMoment : kMoment + 1; }
+
+struct DivergenceForwardArguments {
+  DivergenceArguments of;
+  const bool* ignore;  // [row]; null: no row is
+  void* values;        // [row], float (double for f64)
+  void* saved;         // null: not wanted
+};
+
+struct DivergenceBackwardArguments {
+  DivergenceArguments of;
+  const void* value_grads;  // [row], float (double for f64), as saved
+  const void* saved;
+  void* result;  // gradient of the student's logits
+};
+
+// ------------------------------------------------------------------------------------------------ project
+
+// A feature of project: x[b, c, p].
+struct ProjectFeature {
+  const void* x;
+  Dtype dtype;
+  bool channels_last;  // x lies as [b, p, c] instead of [b, c, p]
+};
+
+struct ProjectArguments {
+  bool is_double;  // sums, parameters and their gradients
+  int64_t batch, student_channels, teacher_channels, frames, bands;
+  ProjectFeature student;
+  const ProjectFeature* teachers;
+  int64_t teacher_count;
+  const void* weight;     // [d, c]
+  const void* bias;       // [d]; may be null
+  const void* attention;  // [b, j]; null: one teacher, as it is
+  Padding padding;
+  void* errors;  // [b]; null in backward
+};
+
+struct ProjectBackwardArguments {
+  ProjectArguments forward;
+  const void* error_grads;  // [b]
+  void* student_grad;       // laid out as the student; null: not wanted, as the next three
+  void* weight_grad;        // [d, c]
+  void* bias_grad;          // [d]
+  void* attention_grad;     // [b, j]
+};
+
+// ------------------------------------------------------------------------------------------------ dots
+
 // Products of rows x[r, k] and y[r, k], contiguous: x.x, y.y, x.y, x.e, e.e with e = y - x.
-constexpr int kDots = 5;
+constexpr int kDotProducts = 5;
 
 struct DotsArguments {
   Dtype dtype;
   const void* x;
   const void* y;
   int64_t rows, columns;
-  double* dots;  // [r, kDots]; backward does not use it
+  double* dots;  // [r, kDotProducts]; backward does not use it
 };
 
 struct DotsBackwardArguments {

@@ -1,0 +1,22 @@
+"""Losses between outputs of networks: logits, spectra and waveforms."""
+
+from .dispatch import DispatchLoss, dispatch_loss
+from .logits import DISTLoss, DKDLoss, JSDLoss, KLLoss, dist_loss, dkd_loss, jsd_loss, kl_loss
+from .spectral import SiSNRLoss, SpectralLoss, si_snr_loss, spectral_loss
+
+__all__ = [
+    "DISTLoss",
+    "DKDLoss",
+    "DispatchLoss",
+    "JSDLoss",
+    "KLLoss",
+    "SiSNRLoss",
+    "SpectralLoss",
+    "dispatch_loss",
+    "dist_loss",
+    "dkd_loss",
+    "jsd_loss",
+    "kl_loss",
+    "si_snr_loss",
+    "spectral_loss",
+]

@@ -1,0 +1,133 @@
+"""Pearson's correlations between the probabilities of two networks, along the classes and along the rows.
+
+rho of centred q and p is 1 - distance with distance = (|q - p|^2 - (|q| - |p|)^2) / (2 |q| |p|), which loses no digits
+where q and p are close. The probabilities of a row have mean 1 / K. Sums over rows are taken in blocks, each centred at
+its own mean, and joined in float64.
+
+Bytes: forward reads both logits once; backward reads both once, computes the probabilities again and writes the
+student's gradient. What is made on the way has the size of a block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..relations.gram import small, wide
+
+BLOCK = 2**17  # logits at once
+
+
+def constant_below(squares: Tensor) -> Tensor:
+    """What sums of squares of centred x are at most if x, with these sums of squares, is constant to its digits."""
+    return (8 * torch.finfo(squares.dtype).eps) ** 2 * squares
+
+
+class _Blocks:
+    """Blocks of logits (outer, classes, inner) as probabilities minus 1 / classes, 0 where rows don't count."""
+
+    def __init__(self, student: Tensor, teacher: Tensor, valid: Tensor | None, temperature: float):
+        self.logits, self.valid, self.temperature = (student, teacher), valid, temperature
+        self.classes = student.shape[1]
+
+    def __iter__(self) -> Iterator[tuple[tuple, Tensor | None, list[Tensor]]]:
+        """(place, valid rows (outer, 1, inner) or None, [student's, teacher's])."""
+        outer, classes, inner = self.logits[0].shape
+        rows = max(BLOCK // (classes * inner), 1)
+        columns = inner if rows > 1 else max(BLOCK // classes, 1)
+        for first in range(0, outer, rows):
+            for begin in range(0, inner, columns):
+                place = slice(first, first + rows), slice(None), slice(begin, begin + columns)
+                valid = None if self.valid is None else self.valid[place]
+                yield place, valid, [self._probabilities(x[place], valid) for x in self.logits]
+
+    def _probabilities(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        x = wide(x) if valid is None else wide(x).masked_fill(~valid, 0)
+        x = (x / self.temperature).softmax(1).sub_(1 / self.classes)
+        return x if valid is None else x.masked_fill_(~valid, 0)
+
+
+def _compare(q: Tensor, p: Tensor, difference: Tensor, constant: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """1 - rho from sums of squares; and the factors a, b of -d rho = a q dq + b p dq. Where one is constant rho is 0,
+    where both are it is 1."""
+    none = constant[0] | constant[1]
+    q, p = q.masked_fill(none, 1), p.masked_fill(none, 1)
+    product = (q * p).sqrt()
+    distance = ((difference - (q.sqrt() - p.sqrt()).square()) / (2 * product)).clamp_min(0)
+    a, b = ((1 - distance) / q).masked_fill(none, 0), (-1 / product).masked_fill(none, 0)
+    return torch.where(none, (constant[0] ^ constant[1]).to(q.dtype), distance), a, b
+
+
+def _along_classes(q: Tensor, p: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    sums = [x.square().sum(1, keepdim=True) for x in (q, p, q - p)]
+    return _compare(*sums, [x <= constant_below(x + 1 / classes) for x in sums[:2]])
+
+
+class _Distances(torch.autograd.Function):
+    @staticmethod
+    def forward(student, teacher, valid, temperature):
+        blocks = _Blocks(student, teacher, valid, temperature)
+        like = wide(student[:0])
+        inter = small(like.new_zeros(()))
+        count = inter.clone()
+        means, squares = (small(like.new_zeros(3, blocks.classes)) for _ in "ms")
+        for _, mask, (q, p) in blocks:
+            distance = _along_classes(q, p, blocks.classes)[0]
+            inter = inter + small((distance if mask is None else distance * mask).sum())
+            rows = inter.new_full((), q.shape[0] * q.shape[2]) if mask is None else mask.sum().to(inter.dtype)
+            both, fresh = count + rows, rows.clamp_min(1)
+            for index, x in enumerate((q, p, q - p)):
+                total = x.sum((0, 2), keepdim=True)
+                centred = x - total / fresh.to(x.dtype)
+                if mask is not None:
+                    centred = centred * mask
+                mean, own = small(total[0, :, 0]) / fresh, small(centred.square().sum((0, 2)))
+                apart = mean - means[index]
+                squares[index] += own + apart.square() * (count * rows / both.clamp_min(1))
+                means[index] += apart * (rows / both.clamp_min(1))
+            count = both
+        # Only as many digits as the probabilities have.
+        digits = constant_below(like.new_ones(())).to(count.dtype)
+        raw = squares + count * (means + 1 / blocks.classes).square()
+        constant = [squares[i] <= digits * raw[i] for i in range(2)]
+        distance, a, b = _compare(*squares, constant)
+        count = count.clamp_min(1)
+        shift = -(a * means[0] + b * means[1])
+        by_class = (torch.stack([a, b, shift]) / blocks.classes).to(like.dtype)
+        return (inter / count).to(like.dtype), distance.mean().to(like.dtype), by_class, count
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        student, teacher, valid, ctx.temperature = inputs
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(student, teacher, valid, *output[2:])
+
+    @staticmethod
+    def backward(ctx, inter_grad, intra_grad, *_):
+        student, teacher, valid, by_class, count = ctx.saved_tensors
+        result = torch.empty_like(student, memory_format=torch.contiguous_format)
+        inter_grad = inter_grad / count.to(inter_grad.dtype)
+        a_class, b_class, shift = (by_class * intra_grad).view(3, 1, -1, 1)
+        blocks = _Blocks(student, teacher, valid, ctx.temperature)
+        for place, mask, (q, p) in blocks:
+            _, a, b = _along_classes(q, p, blocks.classes)
+            grad = q * (a * inter_grad + a_class) + p * (b * inter_grad + b_class) + shift
+            q = q.add_(1 / blocks.classes)
+            grad = q * (grad - (q * grad).sum(1, keepdim=True)) / ctx.temperature
+            result[place] = grad if mask is None else grad.masked_fill_(~mask, 0)
+        return result, None, None, None
+
+
+def correlation_distances(
+    student: Tensor, teacher: Tensor, ignore: Tensor | None, dim: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """The mean over rows of 1 - rho along the classes, and the mean over classes of 1 - rho along the rows.
+
+    ignore   bool, the logits' shape without `dim`: rows that don't count; or None.
+    """
+    shape = math.prod(student.shape[:dim]), student.shape[dim], math.prod(student.shape[dim + 1 :])
+    valid = None if ignore is None else ~ignore.reshape(shape[0], 1, shape[2])
+    return _Distances.apply(student.reshape(shape), teacher.reshape(shape), valid, temperature)[:2]

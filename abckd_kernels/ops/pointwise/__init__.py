@@ -1,0 +1,165 @@
+"""pointwise: a function of a student's and a teacher's value at every position, summed over the positions of a channel.
+
+For a student s and a teacher t, both (B, C, *spatial):
+
+    sums[b, c] = sum_p f(s[b, c, p], t[b, c, p])      (B, C), over the valid positions p (see ops.shapes on padding)
+
+in float32 (float64 for float64 features). f is one of KINDS, with x = `parameter`, l = `third`, m = `per_channel`:
+
+    kind               f(s, t)                                                              loss
+    "squared"          (s - t)^2                                                            hint, VID
+    "power"            |s - t|^x, x > 0                                                     SRD
+    "boundary"         max(0, x - s)^2 where t > 0, max(0, s + x)^2 elsewhere               AB
+    "margin"           (s - t')^2 where t > 0 or s > t', 0 elsewhere; t' = max(t, m[c])     OFD
+    "heteroscedastic"  (t - s)^2 / (x + exp(l)) + l, l (B, C, *spatial)                     PAD
+
+Derivative, with g (B, C) the gradient of the sums: gs = g[b, c] df/ds, gl = g[b, c] df/dl, zero in padded frames and
+where a kink leaves it open; s, t and l are constants to it otherwise. The teacher and m get none.
+
+Bytes, with S the size of a feature: forward reads s and t, 2 S (3 S with l), and writes (B, C) values; backward reads
+the same and writes gs, 3 S altogether (5 S with l).
+
+A further kind is a line of KINDS, a pair of functions in reference.py and in triton.py, and a struct in
+csrc/cpu/pointwise.inl.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import backends
+from .. import shapes
+
+
+class Kind(NamedTuple):
+    """Which arguments beside student and teacher a kind takes; parameter: its default, None if it takes none."""
+
+    parameter: float | None = None
+    third: bool = False
+    per_channel: bool = False
+
+
+KINDS = {
+    "squared": Kind(),
+    "power": Kind(parameter=4.0),
+    "boundary": Kind(parameter=1.0),
+    "margin": Kind(per_channel=True),
+    "heteroscedastic": Kind(parameter=1e-6, third=True),
+}
+OPERANDS = "Tensor student, Tensor teacher, Tensor? third, Tensor? per_channel, str kind, float parameter"
+FORWARD = f"({OPERANDS}, Tensor? lengths, SymInt padded_length) -> Tensor"
+BACKWARD = f"(Tensor grad, {OPERANDS}, Tensor? lengths, SymInt padded_length) -> Tensor[]"
+
+
+def pointwise(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    kind: str = "squared",
+    parameter: float | None = None,
+    third: Tensor | None = None,
+    per_channel: Tensor | None = None,
+    lengths: Tensor | None = None,
+    padded_length: int | None = None,
+) -> Tensor:
+    """Sums over positions of a function of student and teacher (the definition is at the top of this module).
+
+    student         (B, C, T), (B, C, T, F) or (B, C, H, W); float32, float64, bfloat16 or float16. Contiguous and
+                    channels_last are read as they lie, another layout costs a copy.
+    teacher         of the same shape; detached. Another dtype or another layout than the student's costs a copy.
+    kind            a name in KINDS.
+    parameter       a number, by default that of KINDS: the exponent, the margin, or what is added to the variance.
+    third           of the student's shape, for "heteroscedastic": the logarithm of the variance.
+    per_channel     (C,), for "margin"; detached.
+    lengths         (B,) integers: valid frames; what later ones hold is not read.
+    padded_length   the frames to which lengths refer; default: the features' own T.
+
+    Returns (B, C). Raises TypeError or ValueError that names the argument.
+    """
+    needs = check_kind(kind)
+    parameter = check_parameter(kind, parameter)
+    for name, value, wanted in (("third", third, needs.third), ("per_channel", per_channel, needs.per_channel)):
+        if (value is not None) != wanted:
+            raise ValueError(f"{name}: expected {'a tensor' if wanted else 'None'} for kind {kind!r}, got {value!r}")
+    given = {"student": student, "teacher": teacher} | ({"third": third} if needs.third else {})
+    for name, x in given.items():
+        shapes.check_feature(x, name)
+        for what, expected, got in (("shape", student.shape, x.shape), ("device", student.device, x.device)):
+            if got != expected:
+                expected, got = (tuple(v) if what == "shape" else v for v in (expected, got))
+                raise ValueError(f"{name}: expected {what} {expected} as the student's, got {got}")
+    dtype = student.dtype
+    for x in given.values():
+        dtype = torch.promote_types(dtype, x.dtype)
+    if per_channel is not None:
+        if per_channel.shape != student.shape[1:2]:
+            raise ValueError(f"per_channel: expected shape {(student.shape[1],)}, got {tuple(per_channel.shape)}")
+        per_channel = per_channel.detach().to(student.device, shapes.accumulation_dtype(dtype))
+    padded_length = shapes.check_padded_length(student.shape[2] if padded_length is None else padded_length)
+    lengths = shapes.check_lengths(lengths, student.shape[0], student.device)
+    third = None if third is None else third.to(dtype)
+    kernel = backends.kernel("pointwise_forward", student.device)
+    return kernel(
+        student.to(dtype), teacher.detach().to(dtype), third, per_channel, kind, parameter, lengths, padded_length
+    )
+
+
+def check_kind(kind: str) -> Kind:
+    """What KINDS has under that name. Raises ValueError."""
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(map(repr, KINDS))}, got {kind!r}")
+    return KINDS[kind]
+
+
+def check_parameter(kind: str, parameter: float | None) -> float:
+    """`parameter` or the kind's own. Raises ValueError unless it is a positive number, or none where none is taken."""
+    default = KINDS[kind].parameter
+    if default is None:
+        if parameter is not None:
+            raise ValueError(f"parameter: expected None for kind {kind!r}, got {parameter!r}")
+        return 0.0
+    if parameter is None:
+        return default
+    if not parameter > 0:
+        raise ValueError(f"parameter: expected a positive number, got {parameter!r}")
+    return float(parameter)
+
+
+def _forward_fake(student, teacher, third, per_channel, kind, parameter, lengths, padded_length):
+    return student.new_empty(student.shape[:2], dtype=shapes.accumulation_dtype(student.dtype))
+
+
+def _backward_fake(grad, student, teacher, third, per_channel, kind, parameter, lengths, padded_length):
+    return [shapes.empty_like(student) for _ in range(1 + KINDS[kind].third)]
+
+
+def _setup_context(ctx, inputs, output):
+    student, teacher, third, per_channel, kind, parameter, lengths, padded_length = inputs
+    ctx.set_materialize_grads(False)
+    ctx.options = kind, parameter
+    ctx.padded_length = padded_length
+    if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
+        ctx.save_for_backward(student, teacher, third, per_channel, lengths)
+
+
+def _backward(ctx, grad):
+    results = [None] * 8
+    if grad is None or not (ctx.needs_input_grad[0] or ctx.needs_input_grad[2]):
+        return tuple(results)
+    *operands, lengths = ctx.saved_tensors
+    kernel = backends.kernel("pointwise_backward", grad.device)
+    fresh = kernel(grad, *operands, *ctx.options, lengths, ctx.padded_length)
+    for place, result in zip((0, 2), fresh, strict=False):
+        if ctx.needs_input_grad[place]:
+            results[place] = backends.refuse_second_derivative(result)
+    return tuple(results)
+
+
+backends.define("pointwise_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu",))
+backends.define(
+    "pointwise_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu",)
+)
+backends.differentiate("pointwise_forward", _backward, _setup_context)

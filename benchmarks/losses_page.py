@@ -1,0 +1,134 @@
+"""The tables of benchmarks.losses, and the page that holds them, docs/losses.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from abckd_kernels.losses.table import Entry
+
+PAGE = Path(__file__).parents[1] / "docs" / "losses.md"
+FORMS = ("eager", "compile", "ours")
+MEASURED_HEAD = """\
+| loss | dtype | eager ms | compile ms | ours ms | eager / ours | compile / ours | ours / limit | traffic eager | traffic ours | memory eager | memory compile | memory ours | one feature |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"""  # noqa: E501 - Markdown
+HEAD = """# Losses
+
+Written by `python -m benchmarks.losses --write`. All are in `abckd_kernels.losses`, as a function and as an nn.Module; `abckd_kernels.losses.table()`
+holds the same. s is the student's feature, t the teacher's, X a feature as a matrix of C or B rows, N the number of positions; every loss is a
+mean over samples, unless its docstring says otherwise. A docstring says shapes, options, and where published code does something else.
+
+"""  # noqa: E501 - Markdown
+MEANING = """## Measured
+
+Beside the published form in plain PyTorch and torch.compile of it, interleaved in one process on the same inputs, forward + backward, medians, float32; every
+result was compared with the published form in float64 first, by the options that make it.
+
+| column | meaning |
+|---|---|
+| limit | compulsory bytes over the memory bandwidth measured in the same process |
+| traffic | bytes that operators move, over the compulsory: student and teacher read once forward; student read and its gradient written once backward. Operators read their operands once and write their results once. A loss whose gradient needs the teacher again has 1.4 where both are of one size; what fits into the cache counts like everything else |
+| memory | MB at most beyond inputs and returned gradients |
+| one feature | MB of the largest single input |
+"""  # noqa: E501 - Markdown
+ERRORS = """## Errors
+
+Relative error of the loss, and of its gradient in the norm, to float64 of the same (rounded) inputs. In half precision the loss is multiplied by 2^16,
+where GradScaler begins, or less where that overflows; zeros is the share of gradients that vanish where float64 has some.
+
+"""  # noqa: E501 - Markdown
+LEFT_OUT = """## Left out
+
+| loss | why |
+|---|---|
+| KDSVD | compares singular vectors of consecutive layers, whose signs a singular value decomposition chooses arbitrarily: the loss depends on the library, the device and the rounding. Published codes are two different losses |
+| CRD | contrasts each sample with thousands of others out of memory banks of the size of the data set (n_data x d, twice), which belong to a training loop, not to a loss |
+| SSKD | needs three further augmented views of each image, and a head trained on them: a training recipe, not a loss |
+"""  # noqa: E501 - Markdown
+
+
+def page(entries: Iterable[Entry]) -> str:
+    """docs/losses.md."""
+    entries = list(entries)
+    return "\n".join([HEAD + _formulas(entries), MEANING, _measured(entries), ERRORS + _errors(entries), LEFT_OUT])
+
+
+def measured_row(name: str, row: dict) -> str:
+    """A line under MEASURED_HEAD."""
+    eager, compiled, ours = (row["milliseconds"][form]["total"] for form in FORMS)
+    ratios = f"{eager / ours:.1f}", f"{compiled / ours:.2f}", f"{ours / row['limit']['total']:.1f}"
+    times = [f"{row['milliseconds'][form]['total']:.1f}" for form in FORMS]
+    moved = [f"{row['traffic'][form]:.2f}" for form in ("eager", "ours")]
+    held = [f"{row['memory_megabytes'][form]:.1f}" for form in FORMS]
+    cells = [name, row["dtype"], *times, *ratios, *moved, *held, f"{row['feature_megabytes']:.1f}"]
+    return _line(cells)
+
+
+def _formulas(entries: list[Entry]) -> str:
+    lines = ["| loss | formula | source | op | learned parts | reproduces |", "|---|---|---|---|---|---|"]
+    for entry in entries:
+        forms = ", ".join(f"`{form.__name__}`" for form in (entry.function, entry.module) if form)
+        lines.append(
+            _line(
+                [
+                    f"{entry.name}: {forms}",
+                    f"`{entry.formula}`",
+                    entry.paper,
+                    entry.op,
+                    entry.learned or "-",
+                    entry.reproduces or "-",
+                ]
+            )
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _measured(entries: list[Entry]) -> str:
+    machines: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.measured:
+            place = ", ".join(f"{name} {value}" for name, value in entry.measured["machine"].items())
+            machines.setdefault(place, []).append(entry)
+    parts = []
+    for place, found in machines.items():
+        rows = [measured_row(entry.name, entry.measured) for entry in found]
+        sizes = [f"- {entry.name}: {_sizes(entry.measured)}" for entry in found]
+        parts.append("\n".join([f"Machine: {place}.", "", MEASURED_HEAD, *rows, "", "Sizes:", "", *sizes, ""]))
+    return "\n".join(parts)
+
+
+def _sizes(row: dict) -> str:
+    sizes = ", ".join(f"{who} {_shape(row[who])}" for who in ("student", "teacher"))
+    return sizes + (f" ({row['note']})" if row["note"] else "")
+
+
+def _shape(shape: list) -> str:
+    if isinstance(shape[0], list):
+        distinct = list(dict.fromkeys(map(tuple, shape)))
+        return " and ".join(f"{shape.count(list(one))} x {one}" for one in distinct)
+    return str(tuple(shape))
+
+
+def _errors(entries: list[Entry]) -> str:
+    dtypes = ("float32", "bfloat16", "float16")
+    titles = [f"{dtype} {what}" for dtype in dtypes for what in ("loss", "gradient", "zeros")]
+    lines = [_line(["loss", *titles]), "|" + "---|" * (1 + len(titles))]
+    for entry in entries:
+        if entry.measured and "error" in entry.measured:
+            found = entry.measured["error"]
+            cells = [
+                f"{found[dtype][what]:.0%}"
+                if what == "zeros"
+                else f"{found[dtype][what]:.0e}"
+                if dtype in found
+                else "-"
+                for dtype in dtypes
+                for what in ("loss", "gradient", "zeros")
+                if dtype in found
+            ]
+            lines.append(_line([entry.name, *cells, *["-"] * (len(titles) - len(cells))]))
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
