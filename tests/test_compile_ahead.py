@@ -170,9 +170,9 @@ def test_dots(launches, target, dtype):
 
 
 @for_all_targets
-@pytest.mark.parametrize("channels", [16, 32])
-def test_gram_of_few_rows(launches, target, channels):
-    x = torch.empty(2, channels, 200, 64)
+def test_gram_of_32_rows(launches, target):
+    """Between the tiles of samples and of frames."""
+    x = torch.empty(2, 32, 200, 64)
     for shifted in (False, True):
         gram_kernels.backward(gram_kernels.forward(x, "channels", shifted), x, "channels", shifted)
     compile_all(launches, target)

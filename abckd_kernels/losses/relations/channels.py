@@ -136,10 +136,16 @@ def _flow(x: Tensor, y: Tensor, pooling: str, padding: Padding) -> Tensor:
     if x.dim() != y.dim():
         raise ValueError(f"student_features: expected layers of {x.dim()} axes throughout, got {y.dim()}")
     sizes = smaller(x, y)
-    x, y = (wide(resized(a, sizes, padding) if pooling == "avg" else _largest(a, sizes, padding)) for a in (x, y))
+    x, y = (_meet(a, sizes, pooling, padding) for a in (x, y))
     count = padding.positions(x)
     g = products(x.flatten(2), y.flatten(2))
     return g / (count[:, None, None] if isinstance(count, Tensor) else count)
+
+
+def _meet(x: Tensor, sizes: Sequence[int], pooling: str, padding: Padding) -> Tensor:
+    if list(x.shape[2:]) == sizes:
+        return x
+    return resized(x, sizes, padding) if pooling == "avg" else _largest(x, sizes, padding)
 
 
 def _largest(x: Tensor, sizes: Sequence[int], padding: Padding) -> Tensor:
@@ -217,7 +223,9 @@ def affinity_loss(
             error = _affinity(dots(x, y))
         else:
             x, y = (unit(wide(a).flatten(2), 1) for a in (x, y))
-            squares = [products(a, b).square().sum((1, 2)) for a, b in ((x, x), (y, y), (x, y))]
+            # One kind of product for all three, so that equal maps give zero. (torch.compile takes no tensor twice.)
+            both = (x, x.view_as(x)), (y, y.view_as(y)), (x, y)
+            squares = [products(a, b).square().sum((1, 2)) for a, b in both]
             error = (squares[0] + squares[1] - 2 * squares[2])[:, None]
         grid = s.new_empty((*s.shape[:2], *smaller(s, t)), device="meta")
         count = padding.positions(grid)

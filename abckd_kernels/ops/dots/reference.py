@@ -17,7 +17,7 @@ def forward(x: Tensor, y: Tensor) -> Tensor:
 def backward(factors: Tensor, x: Tensor, y: Tensor) -> Tensor:
     rows, e = _rows(x, y)
     factors = factors.to(rows.dtype)[:, :, None]
-    return (rows * factors[..., 0] + e * factors[..., 1]).view(x.shape).to(x.dtype)
+    return (rows * factors[..., 0] + e * factors[..., 1]).view(x.shape).to(x.dtype).contiguous()
 
 
 def _rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
