@@ -19,9 +19,9 @@ from triton.compiler import ASTSource
 
 from abckd_kernels.ops import triton_layers
 from abckd_kernels.ops.compress import triton as compress_kernels
-from abckd_kernels.ops.dots import triton as dots_kernels
 from abckd_kernels.ops.divergence import KINDS as DIVERGENCES
 from abckd_kernels.ops.divergence import triton as divergence_kernels
+from abckd_kernels.ops.dots import triton as dots_kernels
 from abckd_kernels.ops.gram import triton as gram_kernels
 from abckd_kernels.ops.pointwise import KINDS
 from abckd_kernels.ops.pointwise import triton as pointwise_kernels
@@ -115,6 +115,8 @@ def spectral(dtype: torch.dtype, bands_last: bool = False, lengths: torch.Tensor
     options = 0.3, 1e-12, lengths, 200
     spectral_kernels.forward(student, teacher, *options)
     spectral_kernels.backward(torch.empty(2), torch.empty(2), student, teacher, *options)
+
+
 LOGITS = {"vocabulary": (64, 50257, 1), "short rows": (4096, 10, 1), "mask": (2, 64, 200 * 64)}
 
 

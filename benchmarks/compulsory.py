@@ -44,6 +44,8 @@ def spectral_forward(spectra, errors, lengths: Tensor | None = None, padded_leng
 def spectral_backward(spectra, error_grads, result, lengths: Tensor | None = None, padded_length: int = 0) -> int:
     """Read both spectra and the gradients of both errors; write the student's gradient."""
     return _valid(spectra, 2, lengths, padded_length) + _whole([*error_grads, result, lengths])
+
+
 def divergence_forward(student, teacher, values, saved) -> int:
     """Read both logits; write values and what backward needs of each row."""
     return _whole([student, teacher, values, saved])

@@ -6,8 +6,8 @@ again: distinct sectors of 32 bytes, namely all that its launches store and thos
 others load what that one loaded, or what they stored. The fewest possible: benchmarks/compulsory.py.
 
 Gates (--check), each at most 1.05 but for the last:
-    moved / compulsory       tap, pointwise, spectral and divergence, both ways; cuda: also a whole step of abc_loss (its
-                             taps take no means)
+    moved / compulsory       divergence, pointwise, spectral and tap, both ways; cuda: also a whole step of abc_loss
+                             (its taps take no means)
     unique / compulsory      compress, whose maps fit into the cache; the Jensen-Shannon divergence's forward, which
                              reads its logits again behind the normalisers
     sectors / ideal sectors  cuda, on contiguous features; at most 2 where channels don't begin at multiples of 16

@@ -25,14 +25,10 @@ ODD, FLAT_ODD, LARGE_ODD = (33, 67, 129), (5, 201, 257), (33, 201, 257)  # nothi
 
 @dataclass(frozen=True)
 class Case:
-    """kind: "tap", "compress", "step" (tap of all layers, then compress), "spectral", or "pointwise", whose kind begins
-    the name. students, teachers: shapes of features, of maps for compress, of bins (B, F, T) for spectral; tap and
-    pointwise take them all as students. lengths: valid
-    frames of each sample, of `students[0]`. per_frame: of compress.
-    """kind: "tap", "compress", "step" (tap of all layers, then compress), "divergence", or "pointwise", whose kind begins
-    the name. students, teachers: shapes of features, or of maps for compress; tap takes them all as students; of
-    divergence one each, (outer, classes, inner). lengths: valid frames of each sample, of `students[0]`. per_frame: of
-    compress. divergence: its kind.
+    """kind: "tap", "compress", "step" (tap of all layers, then compress), "divergence", "spectral", or "pointwise",
+    whose kind begins the name. students, teachers: shapes of features, of maps for compress, of logits (outer, classes,
+    inner) for divergence, of bins (B, F, T) for spectral; tap and pointwise take them all as students. lengths: valid
+    frames of each sample, of `students[0]`. per_frame: of compress. divergence: its kind.
     """
 
     kind: str
@@ -93,6 +89,8 @@ def _spectral(
 ) -> Case:  # fmt: skip
     shape = _sized(bins, dtype) if lengths is None else (len(lengths) * 3, *bins)
     return Case("spectral", name, (shape,), (shape,), dtype, layout, lengths=lengths and lengths * 3)
+
+
 def _divergence(name: str, shape: tuple[int, int, int], kind: str, dtype: str) -> Case:
     return Case("divergence", f"{name} {kind}", (shape,), (shape,), dtype, divergence=kind)
 
@@ -164,8 +162,9 @@ def run(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
         return
     if case.kind == "spectral":
         yield from _run_spectral(case, padding)
+        return
     if case.kind == "divergence":
-        yield from _divergence_ops(case)
+        yield from _run_divergence(case)
         return
     if case.kind == "pointwise":
         yield from _run_pointwise(case, padding)
@@ -251,7 +250,9 @@ def _run_spectral(case: Case, padding: tuple) -> Iterator[tuple[str, Callable[[]
 
     yield "spectral_forward", forward
     yield "spectral_backward", backward
-def _divergence_ops(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
+
+
+def _run_divergence(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
     student, teacher = (torch.randn(shape).to(getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers))
     options, made = (DIVERGENCES.index(case.divergence), 0.5, 2.0), {}
 

@@ -65,7 +65,8 @@ ENTRIES = (
         reproduces="clovaai/attention-feature-distillation: distance='mean', weights=[1, ...]",
     ),
     Entry(
-        "semckd", semckd.semckd_loss, semckd.SemCKDLoss, op="project, tap, pointwise", learned="queries, keys, n m projections",
+        "semckd", semckd.semckd_loss, semckd.SemCKDLoss, op="project, tap, pointwise",
+        learned="queries, keys, n m projections",
         formula="sum_i w_i sum_j alpha_ij mean (p_ij(s_i) - t_j)^2, alpha = softmax_j q_i.k_j",
         paper="Chen et al., AAAI 2021",
         reproduces="SemCKD: regressor='convolutions', batch_size=B, dim=B // 4",
