@@ -235,7 +235,7 @@ def test_empty_batch(backend, kind):
 @each_kind
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "padded"])
 @pytest.mark.parametrize("parameter", [None, 1.7])
-def test_gradcheck(backend, kind, lengths, parameter):
+def test_gradcheck(kind, lengths, parameter):
     s, t, third, per_channel = operands(kind, FEATURE, torch.float64)
     parameter = None if KINDS[kind].parameter is None else parameter
     if per_channel is not None:
