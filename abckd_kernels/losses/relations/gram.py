@@ -17,7 +17,7 @@ from torch import Tensor
 from ...backends import refuse_second_derivative
 from ...ops.gram import gram
 from ...ops.shapes import accumulation_dtype
-from ..arithmetic import inverse, root, small, wide
+from ..arithmetic import inverse, root, small
 
 BLOCK = 2**19  # elements widened at once
 
