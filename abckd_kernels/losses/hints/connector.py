@@ -27,8 +27,8 @@ class PositionLinear(nn.Linear):
 
 
 def at_every_position(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
-    """weight (D, C) times x (B, C, *spatial), of the same dtype, plus bias (D,); the result lies as x does."""
-    return _Linear.apply(x, weight, bias, relu)
+    """weight (D, C) times x (B, C, *spatial), in the weight's dtype, plus bias (D,); the result lies as x does."""
+    return _Linear.apply(x.to(weight.dtype), weight, bias, relu)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -82,9 +82,10 @@ class Connector(nn.Module):
         self.linear = PositionLinear(inputs, outputs, bias=False)
         self.norm = nn.BatchNorm1d(outputs, eps=eps, affine=affine)
 
-    def forward(self, x: Tensor, padding: Padding) -> Tensor:
-        """(B, outputs, *spatial); what padded frames hold is of no use. `x` has the parameters' dtype, zero there."""
-        return at_every_position(x, *self.folded(x, padding))
+    def forward(self, x: Tensor, padding: Padding, relu: bool = False) -> Tensor:
+        """(B, outputs, *spatial); what padded frames hold is of no use. `x` is zero there. relu: of the result."""
+        x = x.to(self.linear.weight.dtype)
+        return at_every_position(x, *self.folded(x, padding), relu)
 
     def sums(self, x: Tensor, t: Tensor, padding: Padding, **kind) -> Tensor:
         """As matching.sums(self(x, padding), t, padding, **kind); what the map gives is not kept."""

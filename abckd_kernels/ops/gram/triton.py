@@ -27,6 +27,7 @@ from .reference import row_factors
 
 CHUNK = 2048  # columns whose products are added in float32
 COLUMNS = 64  # of a tile of the gradient
+MOST_REGISTERS = 255  # of a thread: what products hold would spill below
 
 
 class Rows(NamedTuple):
@@ -185,7 +186,7 @@ def forward(x: Tensor, axis: str, shifted: bool) -> Tensor:
         forward_kernel, chunks * at.groups * tiles * (tiles + 1) // 2, x,
         x, partial, at.rows, at.columns, at.strides, at.groups, chunk, tiles,
         FLAT=at.outer == 1, SHIFTED=shifted, DOUBLE=x.dtype == torch.float64, ONE_TILE=tiles == 1,
-        BLOCK_R=at.block, BLOCK_K=32 if wide else 64, num_warps=8 if wide else 4,
+        BLOCK_R=at.block, BLOCK_K=32 if wide else 64, num_warps=8 if wide else 4, registers=MOST_REGISTERS,
     )  # fmt: skip
     return partial.sum(0, dtype=torch.float64)
 
@@ -201,6 +202,6 @@ def backward(grad: Tensor, x: Tensor, axis: str, shifted: bool) -> Tensor:
         backward_kernel, at.groups * column_tiles * row_tiles, x,
         matrix, x, result, at.rows, at.columns, at.strides, column_tiles, row_tiles,
         FLAT=at.outer == 1, SHIFTED=shifted, DOUBLE=x.dtype == torch.float64,
-        BLOCK_R=block, BLOCK_S=16, BLOCK_K=COLUMNS, num_warps=8 if block == 32 else 4,
+        BLOCK_R=block, BLOCK_S=16, BLOCK_K=COLUMNS, num_warps=8 if block == 32 else 4, registers=MOST_REGISTERS,
     )  # fmt: skip
     return result
