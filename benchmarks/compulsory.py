@@ -68,6 +68,16 @@ def pointwise_backward(
     return _valid(features, 2, lengths, padded_length) + _whole([grad, per_channel, *results, lengths])
 
 
+def project_forward(features, parameters, errors, lengths: Tensor | None = None, padded_length: int = 0) -> int:
+    """Read student and teachers, weight, bias and attention; write an error per sample."""
+    return _valid(features, 2, lengths, padded_length) + _whole([*parameters, errors, lengths])
+
+
+def project_backward(grad, features, parameters, results, lengths: Tensor | None = None, padded_length: int = 0) -> int:
+    """Read what forward read and the gradient of the errors; write those of student, weight, bias and attention."""
+    return _valid(features, 2, lengths, padded_length) + _whole([grad, *parameters, *results, lengths])
+
+
 def _whole(tensors: Iterable[Tensor | None]) -> int:
     return sum(x.nbytes for x in tensors if x is not None)
 

@@ -8,8 +8,8 @@ others load what that one loaded, or what they stored. The fewest possible: benc
 Gates (--check), each at most 1.05 but for the last:
     moved / compulsory       divergence, pointwise, spectral and tap, both ways; cuda: also a whole step of abc_loss
                              (its taps take no means)
-    unique / compulsory      compress, whose maps fit into the cache; the Jensen-Shannon divergence's forward, which
-                             reads its logits again behind the normalisers
+    unique / compulsory      compress, whose maps fit into the cache; project, whose weight and its gradient do; the
+                             Jensen-Shannon divergence's forward, which reads its logits again behind the normalisers
     sectors / ideal sectors  cuda, on contiguous features; at most 2 where channels don't begin at multiples of 16
                              bytes, because a warp's stretch of a row then begins anywhere within a sector
 """
@@ -124,7 +124,7 @@ def gates(row: dict) -> dict[str, float]:
         limits["ratio"] = LIMIT
     if row["op"].startswith("divergence"):
         limits["unique_ratio" if row["op"].endswith("forward") and row["divergence"] == "jsd" else "ratio"] = LIMIT
-    if row["op"].startswith("compress"):
+    if row["op"].startswith(("compress", "project")):
         limits["unique_ratio"] = LIMIT
     if "sectors_over_ideal" in row and row["layout"] == "contiguous":
         limits["sectors_over_ideal"] = LIMIT if _rows_are_aligned(row) else LIMIT_OF_UNALIGNED_SECTORS

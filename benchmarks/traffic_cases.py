@@ -25,10 +25,10 @@ ODD, FLAT_ODD, LARGE_ODD = (33, 67, 129), (5, 201, 257), (33, 201, 257)  # nothi
 
 @dataclass(frozen=True)
 class Case:
-    """kind: "tap", "compress", "step" (tap of all layers, then compress), "divergence", "spectral", or "pointwise",
-    whose kind begins the name. students, teachers: shapes of features, of maps for compress, of logits (outer, classes,
-    inner) for divergence, of bins (B, F, T) for spectral; tap and pointwise take them all as students. lengths: valid
-    frames of each sample, of `students[0]`. per_frame: of compress. divergence: its kind.
+    """kind: "tap", "compress", "step" (tap of all layers, then compress), "divergence", "project", "spectral", or
+    "pointwise", whose kind begins the name. students, teachers: shapes of features, of maps for compress, of logits
+    (outer, classes, inner) for divergence, of bins (B, F, T) for spectral; tap and pointwise take them all as students.
+    lengths: valid frames of each sample, of `students[0]`. per_frame: of compress. divergence: its kind.
     """
 
     kind: str
@@ -71,6 +71,14 @@ def _sized(shape: tuple[int, ...], dtype: str) -> tuple[int, ...]:
 
 def _tap(name: str, shape: tuple[int, ...], dtype: str, layout: str, means: bool) -> Case:
     return Case("tap", name, (_sized(shape, dtype),), (), dtype, layout, means)
+
+
+def _project(
+    name: str, shape: tuple[int, ...], channels: int, dtype: str, layout: str, lengths: tuple[int, ...] | None = None
+) -> Case:
+    """`channels` of the teacher."""
+    student = _sized(shape, dtype) if lengths is None else (len(lengths), *shape)
+    return Case("project", name, (student,), ((student[0], channels, *shape[1:]),), dtype, layout, False, lengths)
 
 
 def _pointwise(name: str, shape: tuple[int, ...], dtype: str, layout: str) -> Case:
@@ -136,6 +144,9 @@ TRITON_CASES = (
         for dtype in ("float32", "bfloat16")
         for layout in LAYOUTS
     ),
+    *(_project("even", (16, 128, 128), 32, "float32", layout) for layout in LAYOUTS),
+    _project("odd", (17, 67, 257), 33, "bfloat16", "contiguous"),
+    _project("lengths", (16, 160, 64), 32, "float32", "contiguous", (160, 100, 7)),
 )
 # The emulator is fast enough for more.
 EMULATOR_CASES = (
@@ -165,6 +176,8 @@ def run(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
         return
     if case.kind == "divergence":
         yield from _run_divergence(case)
+    if case.kind == "project":
+        yield from _run_project(case, padding)
         return
     if case.kind == "pointwise":
         yield from _run_pointwise(case, padding)
@@ -211,6 +224,24 @@ def _run_pointwise(case: Case, padding: tuple) -> Iterator[tuple[str, Callable[[
 
     yield "pointwise_forward", forward
     yield "pointwise_backward", backward
+
+
+def _run_project(case: Case, padding: tuple) -> Iterator[tuple[str, Callable[[], int]]]:
+    """One teacher and a bias; every gradient that there is."""
+    student, teacher = (_feature(shapes[0], case) for shapes in (case.students, case.teachers))
+    weight, bias, made = torch.rand(teacher.shape[1], student.shape[1]), torch.rand(teacher.shape[1]), {}
+    operands = student, weight, [teacher], bias, None, *padding
+
+    def forward() -> int:
+        made["errors"] = _kernel("project_forward")(*operands)
+        return compulsory.project_forward([student, teacher], [weight, bias], made["errors"], *padding)
+
+    def backward() -> int:
+        results = _kernel("project_backward")(made["errors"], *operands, [True, True, True, False])
+        return compulsory.project_backward(made["errors"], [student, teacher], [weight, bias], results, *padding)
+
+    yield "project_forward", forward
+    yield "project_backward", backward
 
 
 def _compress(

@@ -260,5 +260,5 @@ class _Convolutions(nn.Module):
         """Sums of squares of the projection's error, (B,); zero in frames that are not valid, as the target is."""
         x = s.to(self.convolutions[0].weight.dtype)
         for convolution, norm in zip(self.convolutions, self.norms, strict=False):
-            x = norm(convolution(x), padding).relu()
+            x = norm(convolution(x), padding).relu_()  # in place: the norm needs its result no more
         return _squared_error(self.convolutions[2](x), t)

@@ -185,13 +185,13 @@ ENTRIES = (
         reproduces="gtcrn (its spectral terms): magnitude_weight=70, complex_weight=30",
     ),
     Entry(
-        "si_snr", response.si_snr_loss, response.SiSNRLoss, inputs="waveforms", op="",
+        "si_snr", response.si_snr_loss, response.SiSNRLoss, inputs="waveforms", op="dots",
         formula="-10 log10(|y|^2 / |s - y|^2), y the projection of s onto t, means taken off",
         paper="Le Roux et al., ICASSP 2019",
         reproduces="gtcrn (its waveform term): zero_mean=False, factor=1",
     ),
     Entry(
-        "dispatch", response.dispatch_loss, response.DispatchLoss, inputs="waveforms", op="",
+        "dispatch", response.dispatch_loss, response.DispatchLoss, inputs="waveforms", op="torch.stft",
         formula="mean (|S| - |T|)^2 over the patches where |S| is farther from the clean signal than |T| by most",
         paper="DISPatch, its repository rlaehghks5/DISPATCH",
         reproduces="DISPATCH: convention='published'",
@@ -235,7 +235,7 @@ ENTRIES = (
         reproduces="mdistiller (its warm-up is the caller's)",
     ),
     Entry(
-        "dist", response.dist_loss, response.DISTLoss, inputs="logits",
+        "dist", response.dist_loss, response.DISTLoss, inputs="logits", op="PyTorch",
         formula="tau^2 (beta (1 - mean_rows rho(q, p)) + gamma (1 - mean_classes rho(q, p))), rho Pearson's",
         paper="Huang et al., NeurIPS 2022",
         reproduces="torchdistill",

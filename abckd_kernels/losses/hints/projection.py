@@ -40,7 +40,8 @@ class HintLoss(Configured):
     axis, before the regressor, or behind it if it is a module.
 
     Traffic: "linear" reads S and T once forward, both once backward, and writes the gradient of S; "batch_norm" reads S
-    twice more in each direction. The others write the projection, of the teacher's size, and keep it for backward.
+    twice more in each direction; so does "relu", which makes the projection a few samples at a time. A module writes
+    what it makes, and keeps it for backward.
     """
 
     function = staticmethod(hint_loss)
@@ -96,10 +97,10 @@ class _Projected(Learned):
 
 class _Rectified(Learned):
     def measured(self, layer, s, t, padding):
-        return layer(s, padding).relu_(), t  # in place: backward of a linear map doesn't read what it gave
+        return layer.sums(s, t, padding, kind="rectified"), t
 
     def loss(self, found, padding):
-        losses = [batch_mean(element_mean(sums(s, t, padding), s, padding)) for s, t in found]
+        losses = [batch_mean(element_mean(of_channels, t, padding)) for of_channels, t in found]
         return weighted(losses, self.options["weights"], found)
 
 
@@ -113,7 +114,8 @@ class _Regressed(_Rectified):
         return s, t
 
     def measured(self, layer, s, t, padding):
-        return on_one_grid(layer(s, padding), t, padding)
+        s, t = on_one_grid(layer(s, padding), t, padding)
+        return sums(s, t, padding), t
 
 
 class ConvReg(nn.Module):

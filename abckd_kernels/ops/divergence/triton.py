@@ -45,6 +45,8 @@ class Tile:
         elements = 4 * WARP * 16 // x.element_size()
         if inner == 1:
             block_k = min(triton.next_power_of_2(classes), elements)
+            if block_k < elements:  # short rows: what is kept per row takes the registers
+                elements = max(4 * 4 * WARP, block_k)
             return cls(1, outer, elements // block_k, block_k)
         block_r = min(max(triton.next_power_of_2(inner), 16), elements // 4)
         return cls(outer, inner, block_r, elements // block_r)

@@ -89,7 +89,7 @@ struct CompressBackwardArguments {
 // ------------------------------------------------------------------------------------------------ pointwise
 
 // Which function of student and teacher: see abckd_kernels/ops/pointwise.
-enum class PointwiseKind { squared, power, boundary, margin, heteroscedastic };
+enum class PointwiseKind { squared, power, rectified, boundary, margin, heteroscedastic };
 
 struct PointwiseArguments {
   Dtype dtype;  // of student, teacher and third, which lie alike
