@@ -50,7 +50,7 @@ LOSSES = [
     Loss("review fused", **fusion("batch"), invariant="batch", **of_batch),
     Loss("review fused by instance", **fusion("instance"), invariant="batch", **signed),
     Loss("ft", h.ft_loss, naive.ft, teacher=WIDE),
-    Loss("ft", h.ft_loss, naive.ft, teacher=OTHER, options={"power": 1, "exponent": 2.0}),
+    Loss("ft", h.ft_loss, naive.ft, teacher=OTHER, options={"power": 1, "exponent": 2.0}, half_scale=20),
     Loss("ft", h.ft_loss, naive.ft, options={"normalize": "factor"}, **plain | {"invariant": "scale batch"}),
     Loss("ft", h.ft_loss, naive.ft, options={"normalize": "factor", "exponent": 2.0},
          **sized | {"invariant": "scale batch"}),

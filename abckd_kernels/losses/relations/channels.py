@@ -70,7 +70,9 @@ def nst_loss(
     losses = []
     found, padding = pairs(student_features, teacher_features, lengths, padded_length)
     for index, (s, t) in enumerate(found):
-        cosine = dict(zip(("s", "t", "st"), cross_cosines(*_on_one_grid(s, t, padding, index)), strict=True))
+        # Widened once: two gradients, rounded to half precision each, would cancel to noise.
+        x, y = (wide(feature) for feature in _on_one_grid(s, t, padding, index))
+        cosine = dict(zip(("s", "t", "st"), cross_cosines(x, y), strict=True))
         if kernel == "poly":
             k = {name: c.square() for name, c in cosine.items()}
         elif kernel == "linear":
