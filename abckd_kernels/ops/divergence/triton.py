@@ -25,6 +25,8 @@ from . import KINDS, saved_rows
 
 WARP = 64 if torch.version.hip else 32
 
+MOST_REGISTERS = 168  # of a thread: three blocks per multiprocessor; some kinds would spill at 128
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -324,5 +326,6 @@ def _describe(x: Tensor, kind: int) -> tuple[Tile, tuple[int, ...], dict]:
         "BLOCK_R": tile.block_r,
         "BLOCK_K": tile.block_k,
         "num_warps": tile.num_warps,
+        "registers": MOST_REGISTERS,
     }
     return tile, (tile.rows, tile.tiles, outer * inner, classes, *strides), constants
