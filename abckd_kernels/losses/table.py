@@ -126,7 +126,7 @@ ENTRIES = (
         reproduces="torchdistill: reduction='batch_squared'",
     ),
     Entry(
-        "affinity", relations.affinity_loss, relations.AffinityLoss, op="gram",
+        "affinity", relations.affinity_loss, relations.AffinityLoss, op="dots",
         formula="sum_c ||u_s u_s^T - u_t u_t^T||_F / N, u a channel's map scaled to norm 1",
         paper="He et al., CVPR 2019",
         reproduces="torchdistill",
