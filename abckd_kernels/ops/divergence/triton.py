@@ -24,6 +24,7 @@ from ..triton_layers import launch
 from . import KINDS, saved_rows
 
 WARP = 64 if torch.version.hip else 32
+REGISTERS = 160  # of forward where a thread keeps the sums of 8 places: more than other kernels are given
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Tile:
         elements = 4 * WARP * 16 // x.element_size()
         if inner == 1:
             block_k = min(triton.next_power_of_2(classes), elements)
+            if block_k < elements:  # short rows: what is kept per row takes the registers
+                elements = max(4 * 4 * WARP, block_k)
             return cls(1, outer, elements // block_k, block_k)
         block_r = min(max(triton.next_power_of_2(inner), 16), elements // 4)
         return cls(outer, inner, block_r, elements // block_r)
@@ -290,7 +293,7 @@ def forward(
         student, teacher, values if ignore is None else ignore.contiguous(),  # an unread pointer must still be one
         values, saved if gradients else values, *sizes, 1 / temperature, beta,
         IGNORE=ignore is not None, SAVE=gradients, ONE_TILE=student.shape[1] <= tile.block_k,
-        LOWEST=torch.finfo(dtype).min, **constants,
+        LOWEST=torch.finfo(dtype).min, registers=REGISTERS if student.dtype.itemsize == 2 else None, **constants,
     )  # fmt: skip
     return values, saved
 
