@@ -21,10 +21,12 @@ from abckd_kernels.ops import triton_layers
 from abckd_kernels.ops.compress import triton as compress_kernels
 from abckd_kernels.ops.divergence import KINDS as DIVERGENCES
 from abckd_kernels.ops.divergence import triton as divergence_kernels
+from abckd_kernels.ops.dots import triton as dots_kernels
 from abckd_kernels.ops.gram import triton as gram_kernels
 from abckd_kernels.ops.pointwise import KINDS
 from abckd_kernels.ops.pointwise import triton as pointwise_kernels
 from abckd_kernels.ops.project import triton as project_kernels
+from abckd_kernels.ops.spectral import triton as spectral_kernels
 from abckd_kernels.ops.tap import triton as tap_kernels
 
 from . import machine_code
@@ -36,10 +38,12 @@ POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf
 OPS = {
     tap_kernels: "tap",
     compress_kernels: "compress",
+    dots_kernels: "dots",
     divergence_kernels: "divergence",
     gram_kernels: "gram",
     pointwise_kernels: "pointwise",
     project_kernels: "project",
+    spectral_kernels: "spectral",
 }
 
 
@@ -104,6 +108,15 @@ def compress_with_learned_scores(gradients: bool) -> None:
     compress_kernels.forward(students, teachers, scores, None, [200, 64], False, 0.1, None, 200, gradients)
 
 
+def spectral(dtype: torch.dtype, bands_last: bool = False, lengths: torch.Tensor | None = None) -> None:
+    student, teacher = (torch.empty(2, 257, 200, 2, dtype=dtype) for _ in range(2))
+    if bands_last:
+        student, teacher = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (student, teacher))
+    options = 0.3, 1e-12, lengths, 200
+    spectral_kernels.forward(student, teacher, *options)
+    spectral_kernels.backward(torch.empty(2), torch.empty(2), student, teacher, *options)
+
+
 LOGITS = {"vocabulary": (64, 50257, 1), "short rows": (4096, 10, 1), "mask": (2, 64, 200 * 64)}
 
 
@@ -145,6 +158,12 @@ def gram(dtype: torch.dtype, axis: str, channels_last: bool = False) -> None:
         gram_kernels.backward(gram_kernels.forward(x, axis, shifted), x, axis, shifted)
 
 
+def dots(dtype: torch.dtype) -> None:
+    _, x, y = features(dtype)
+    dots_kernels.forward(x, y)
+    dots_kernels.backward(torch.empty(2, 64, 2), x, y)
+
+
 LAYOUTS = {"contiguous": False, "channels_last": True}
 CASES: dict[str, Callable[[], None]] = {
     **{
@@ -153,6 +172,12 @@ CASES: dict[str, Callable[[], None]] = {
         for run in (tap, tap_with_means_and_lengths)
         for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
         for layout, last in LAYOUTS.items()
+    },
+    **{
+        f"{str(dtype).removeprefix('torch.')}, spectrum{', lengths' * (lengths is not None)}":
+        lambda dtype=dtype, lengths=lengths: spectral(dtype, lengths is not None, lengths)
+        for lengths in (None, torch.tensor([200, 77]))
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     },
     **{
         f"{kind}, {str(dtype).removeprefix('torch.')}, {layout}":
@@ -184,6 +209,8 @@ CASES: dict[str, Callable[[], None]] = {
     "130 channels, one teacher": lambda: project(torch.float32, channels=(130, 130)),
     "128 channels, one teacher": lambda: project(torch.float32, channels=(128, 256)),
     "two teachers, lengths": lambda: project(torch.float32, attended=True),
+    "float32, of two features": lambda: dots(torch.float32),
+    "bfloat16, of two features": lambda: dots(torch.bfloat16),
     "float32, samples": lambda: gram(torch.float32, "samples"),
     "float64, channels": lambda: gram(torch.float64, "channels"),
     "float32, frames": lambda: gram(torch.float32, "frames"),

@@ -36,6 +36,16 @@ def compress_backward(distance_grads, map_grads, results, lengths: Tensor | None
     return _whole([distance_grads, map_grads, *results, lengths])
 
 
+def spectral_forward(spectra, errors, lengths: Tensor | None = None, padded_length: int = 0) -> int:
+    """Read both spectra, pairs (B, F, T, 2); write both errors of each sample."""
+    return _valid(spectra, 2, lengths, padded_length) + _whole([*errors, lengths])
+
+
+def spectral_backward(spectra, error_grads, result, lengths: Tensor | None = None, padded_length: int = 0) -> int:
+    """Read both spectra and the gradients of both errors; write the student's gradient."""
+    return _valid(spectra, 2, lengths, padded_length) + _whole([*error_grads, result, lengths])
+
+
 def divergence_forward(student, teacher, values, saved) -> int:
     """Read both logits; write values and what backward needs of each row."""
     return _whole([student, teacher, values, saved])
@@ -56,6 +66,16 @@ def pointwise_backward(
 ) -> int:
     """Read what forward read and the gradient of the sums; write the gradients of the student and of the third."""
     return _valid(features, 2, lengths, padded_length) + _whole([grad, per_channel, *results, lengths])
+
+
+def project_forward(features, parameters, errors, lengths: Tensor | None = None, padded_length: int = 0) -> int:
+    """Read student and teachers, weight, bias and attention; write an error per sample."""
+    return _valid(features, 2, lengths, padded_length) + _whole([*parameters, errors, lengths])
+
+
+def project_backward(grad, features, parameters, results, lengths: Tensor | None = None, padded_length: int = 0) -> int:
+    """Read what forward read and the gradient of the errors; write those of student, weight, bias and attention."""
+    return _valid(features, 2, lengths, padded_length) + _whole([grad, *parameters, *results, lengths])
 
 
 def _whole(tensors: Iterable[Tensor | None]) -> int:

@@ -6,10 +6,10 @@ again: distinct sectors of 32 bytes, namely all that its launches store and thos
 others load what that one loaded, or what they stored. The fewest possible: benchmarks/compulsory.py.
 
 Gates (--check), each at most 1.05 but for the last:
-    moved / compulsory       tap, pointwise and divergence, both ways; cuda: also a whole step of abc_loss (its
-                             taps take no means)
-    unique / compulsory      compress, whose maps fit into the cache; the Jensen-Shannon divergence's forward, which
-                             reads its logits again behind the normalisers
+    moved / compulsory       divergence, pointwise, spectral and tap, both ways; cuda: also a whole step of abc_loss
+                             (its taps take no means)
+    unique / compulsory      compress, whose maps fit into the cache; project, whose weight and its gradient do; the
+                             Jensen-Shannon divergence's forward, which reads its logits again behind the normalisers
     sectors / ideal sectors  cuda, on contiguous features; at most 2 where channels don't begin at multiples of 16
                              bytes, because a warp's stretch of a row then begins anywhere within a sector
 """
@@ -120,11 +120,11 @@ def _with_ratios(row: dict) -> dict:
 def gates(row: dict) -> dict[str, float]:
     """The row's ratios that are limited, and by what."""
     limits = {}
-    if row["op"].startswith(("tap", "pointwise")) or _is_step_of_abc_loss(row):
+    if row["op"].startswith(("tap", "pointwise", "spectral")) or _is_step_of_abc_loss(row):
         limits["ratio"] = LIMIT
     if row["op"].startswith("divergence"):
         limits["unique_ratio" if row["op"].endswith("forward") and row["divergence"] == "jsd" else "ratio"] = LIMIT
-    if row["op"].startswith("compress"):
+    if row["op"].startswith(("compress", "project")):
         limits["unique_ratio"] = LIMIT
     if "sectors_over_ideal" in row and row["layout"] == "contiguous":
         limits["sectors_over_ideal"] = LIMIT if _rows_are_aligned(row) else LIMIT_OF_UNALIGNED_SECTORS

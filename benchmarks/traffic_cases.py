@@ -18,16 +18,17 @@ from . import compulsory
 MEGABYTE = 10**6
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LAYOUTS = ("contiguous", "channels_last")
+SPECTRA = ("contiguous", "bands_last")  # bands_last: as torch.stft's result lies
 EVEN, WIDE = (64, 64, 64), (256, 32, 32)  # (C, T, F)
 ODD, FLAT_ODD, LARGE_ODD = (33, 67, 129), (5, 201, 257), (33, 201, 257)  # nothing here divides evenly
 
 
 @dataclass(frozen=True)
 class Case:
-    """kind: "tap", "compress", "step" (tap of all layers, then compress), "divergence", or "pointwise", whose kind begins
-    the name. students, teachers: shapes of features, or of maps for compress; tap takes them all as students; of
-    divergence one each, (outer, classes, inner). lengths: valid frames of each sample, of `students[0]`. per_frame: of
-    compress. divergence: its kind.
+    """kind: "tap", "compress", "step" (tap of all layers, then compress), "divergence", "project", "spectral", or
+    "pointwise", whose kind begins the name. students, teachers: shapes of features, of maps for compress, of logits
+    (outer, classes, inner) for divergence, of bins (B, F, T) for spectral; tap and pointwise take them all as students.
+    lengths: valid frames of each sample, of `students[0]`. per_frame: of compress. divergence: its kind.
     """
 
     kind: str
@@ -72,6 +73,14 @@ def _tap(name: str, shape: tuple[int, ...], dtype: str, layout: str, means: bool
     return Case("tap", name, (_sized(shape, dtype),), (), dtype, layout, means)
 
 
+def _project(
+    name: str, shape: tuple[int, ...], channels: int, dtype: str, layout: str, lengths: tuple[int, ...] | None = None
+) -> Case:
+    """`channels` of the teacher."""
+    student = _sized(shape, dtype) if lengths is None else (len(lengths), *shape)
+    return Case("project", name, (student,), ((student[0], channels, *shape[1:]),), dtype, layout, False, lengths)
+
+
 def _pointwise(name: str, shape: tuple[int, ...], dtype: str, layout: str) -> Case:
     return Case("pointwise", name, (_sized(shape, dtype),), (), dtype, layout)
 
@@ -81,6 +90,13 @@ def _step(name: str, size: tuple[int, int], dtype: str, layout: str = "contiguou
     batch = max(students[0], teachers[0])
     layers = ((batch, *students[1:]),) * 3, ((batch, *teachers[1:]),) * 6
     return Case("step", name, *layers, dtype, layout, means)
+
+
+def _spectral(
+    name: str, bins: tuple[int, int], dtype: str, layout: str, lengths: tuple[int, ...] | None = None
+) -> Case:  # fmt: skip
+    shape = _sized(bins, dtype) if lengths is None else (len(lengths) * 3, *bins)
+    return Case("spectral", name, (shape,), (shape,), dtype, layout, lengths=lengths and lengths * 3)
 
 
 def _divergence(name: str, shape: tuple[int, int, int], kind: str, dtype: str) -> Case:
@@ -103,6 +119,9 @@ CASES = (
     Case("compress", "lengths", ((3, 96, 32),) * 2, ((3, 96, 32),) * 2, lengths=(96, 60, 7)),
     Case("compress", "odd lengths", ((3, 101, 33),) * 2, ((3, 101, 33),) * 2, lengths=(101, 60, 7)),
     _step("step", (130, 64), "float32"),
+    *(_spectral("even", (256, 200), dtype, layout) for dtype in DTYPES for layout in SPECTRA),
+    *(_spectral("odd", (257, 201), dtype, layout) for dtype in ("float32", "bfloat16") for layout in SPECTRA),
+    *(_spectral("lengths", (257, 201), "float32", layout, (201, 170, 9)) for layout in SPECTRA),
     *(_divergence("vocabulary", (8, 50257, 1), kind, "float32") for kind in ("kl", "jsd")),
     _divergence("vocabulary", (16, 50264, 1), "reverse_kl", "bfloat16"),
     *(_divergence("mask", (2, 64, 3200), kind, "float32") for kind in ("kl", "jsd")),
@@ -125,6 +144,9 @@ TRITON_CASES = (
         for dtype in ("float32", "bfloat16")
         for layout in LAYOUTS
     ),
+    *(_project("even", (16, 128, 128), 32, "float32", layout) for layout in LAYOUTS),
+    _project("odd", (17, 67, 257), 33, "bfloat16", "contiguous"),
+    _project("lengths", (16, 160, 64), 32, "float32", "contiguous", (160, 100, 7)),
 )
 # The emulator is fast enough for more.
 EMULATOR_CASES = (
@@ -149,8 +171,13 @@ def run(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
         maps = [torch.rand(shape, dtype=getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers)]
         yield from _compress(maps, len(case.students), padding, {}, case.per_frame)
         return
+    if case.kind == "spectral":
+        yield from _run_spectral(case, padding)
+        return
     if case.kind == "divergence":
-        yield from _divergence_ops(case)
+        yield from _run_divergence(case)
+    if case.kind == "project":
+        yield from _run_project(case, padding)
         return
     if case.kind == "pointwise":
         yield from _run_pointwise(case, padding)
@@ -199,6 +226,24 @@ def _run_pointwise(case: Case, padding: tuple) -> Iterator[tuple[str, Callable[[
     yield "pointwise_backward", backward
 
 
+def _run_project(case: Case, padding: tuple) -> Iterator[tuple[str, Callable[[], int]]]:
+    """One teacher and a bias; every gradient that there is."""
+    student, teacher = (_feature(shapes[0], case) for shapes in (case.students, case.teachers))
+    weight, bias, made = torch.rand(teacher.shape[1], student.shape[1]), torch.rand(teacher.shape[1]), {}
+    operands = student, weight, [teacher], bias, None, *padding
+
+    def forward() -> int:
+        made["errors"] = _kernel("project_forward")(*operands)
+        return compulsory.project_forward([student, teacher], [weight, bias], made["errors"], *padding)
+
+    def backward() -> int:
+        results = _kernel("project_backward")(made["errors"], *operands, [True, True, True, False])
+        return compulsory.project_backward(made["errors"], [student, teacher], [weight, bias], results, *padding)
+
+    yield "project_forward", forward
+    yield "project_backward", backward
+
+
 def _compress(
     maps: list[Tensor], n: int, padding: tuple, made: dict, per_frame: bool = False
 ) -> Iterator[tuple[str, Callable[[], int]]]:
@@ -220,7 +265,25 @@ def _compress(
     yield "compress_backward", backward
 
 
-def _divergence_ops(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
+def _run_spectral(case: Case, padding: tuple) -> Iterator[tuple[str, Callable[[], int]]]:
+    spectra = [torch.rand((*shape, 2)).to(getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers)]
+    if case.layout == "bands_last":
+        spectra = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in spectra]
+    made = {}
+
+    def forward() -> int:
+        made["errors"] = _kernel("spectral_forward")(*spectra, 0.3, 1e-12, *padding)
+        return compulsory.spectral_forward(spectra, made["errors"], *padding)
+
+    def backward() -> int:
+        result = _kernel("spectral_backward")(*made["errors"], *spectra, 0.3, 1e-12, *padding)
+        return compulsory.spectral_backward(spectra, made["errors"], result, *padding)
+
+    yield "spectral_forward", forward
+    yield "spectral_backward", backward
+
+
+def _run_divergence(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
     student, teacher = (torch.randn(shape).to(getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers))
     options, made = (DIVERGENCES.index(case.divergence), 0.5, 2.0), {}
 

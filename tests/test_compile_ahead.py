@@ -23,6 +23,7 @@ from abckd_kernels.ops.gram import AXES  # noqa: E402
 from abckd_kernels.ops.gram import triton as gram_kernels  # noqa: E402
 from abckd_kernels.ops.pointwise import KINDS  # noqa: E402
 from abckd_kernels.ops.pointwise import triton as pointwise_kernels  # noqa: E402
+from abckd_kernels.ops.spectral import triton as spectral_kernels  # noqa: E402
 from abckd_kernels.ops.tap import triton as tap_kernels  # noqa: E402
 from benchmarks import compiled_triton, resources  # noqa: E402
 from benchmarks.compiled_triton import TARGETS  # noqa: E402
@@ -99,6 +100,23 @@ def test_compress_with_learned_scores(launches, target, gradients):
 
 
 @for_all_targets
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_spectral_reads_pairs_in_16_bytes(launches, target, dtype):
+    compiled_triton.spectral(dtype)
+    compiled = [kernel for _, kernel in compile_all(launches, target)]
+    for launch, kernel, operands in zip(launches, compiled, (2, 0, 2), strict=True):
+        per_operand = launch[2]["BLOCK"] * dtype.itemsize // (16 * kernel.threads)
+        assert kernel.load_widths[16] >= per_operand * operands, (kernel.name, kernel.load_widths)
+
+
+@for_all_targets
+def test_spectral_with_lengths(launches, target):
+    compiled_triton.spectral(torch.float32, True, torch.tensor([200, 77]))
+    compiled_triton.spectral(torch.float64, False, torch.tensor([200, 77]))
+    assert len(compile_all(launches, target)) == 6
+
+
+@for_all_targets
 @pytest.mark.parametrize("kind", range(3), ids=DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", compiled_triton.LOGITS.values(), ids=compiled_triton.LOGITS)
@@ -138,10 +156,26 @@ def test_pointwise_with_lengths(launches, target, kind, dtype):
 @for_all_targets
 @pytest.mark.parametrize("axis, dtype, last", GRAMS, ids=lambda value: str(value).removeprefix("torch."))
 def test_gram(launches, target, axis, dtype, last):
-    """No spill for any number of rows, and features without a copy are read in 16 bytes."""
     compiled_triton.gram(dtype, axis, last)
     for _, compiled in compile_all(launches, target, axis):
-        assert compiled.load_widths[16]
+        assert target.backend == "hip" or compiled.load_widths[16] + compiled.load_widths[8]
+
+
+@for_all_targets
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+def test_dots(launches, target, dtype):
+    compiled_triton.dots(dtype)
+    for _, compiled in compile_all(launches, target):
+        assert compiled.load_widths[16] + compiled.load_widths[8]
+
+
+@for_all_targets
+def test_gram_of_32_rows(launches, target):
+    """Between the tiles of samples and of frames."""
+    x = torch.empty(2, 32, 200, 64)
+    for shifted in (False, True):
+        gram_kernels.backward(gram_kernels.forward(x, "channels", shifted), x, "channels", shifted)
+    compile_all(launches, target)
 
 
 def test_one_launch_for_all_layers(launches):
@@ -157,6 +191,9 @@ def test_sizes_of_one_compile(launches):
     grid_maps = [torch.empty(1, 1, 1)]
     compress_kernels.forward(grid_maps, grid_maps, None, None, [1, 1], False, 1.0, torch.tensor([1]), 1, True)
     compress_kernels.backward(torch.empty(1, 1), torch.empty(1, 1, 1, 1), [1, 1], torch.tensor([1]), 1)
+    spectrum = torch.empty(1, 1, 1, 2)
+    spectral_kernels.forward(spectrum, spectrum, 0.3, 1e-12, torch.tensor([1]), 1)
+    spectral_kernels.backward(torch.empty(1), torch.empty(1), spectrum, spectrum, 0.3, 1e-12, torch.tensor([1]), 1)
     operands = xs[0], xs[0], xs[0], None, "heteroscedastic", 1.0, torch.tensor([1]), 1
     pointwise_kernels.backward(pointwise_kernels.forward(*operands), *operands)
     x = torch.empty(1, 1, 1)
@@ -164,7 +201,7 @@ def test_sizes_of_one_compile(launches):
         gram_kernels.backward(torch.empty(1, 1, 1), x, axis, True)
         gram_kernels.forward(x, axis, True)
     kernels = compiled_triton.inspect(launches, TARGETS[2])
-    assert len(kernels) == 7 + 2 * 4
+    assert len(kernels) == 10 + 2 * 4
     assert [kernel.problems for kernel in kernels] == [[]] * len(kernels)
 
 

@@ -33,6 +33,11 @@ def power(s, t, third, m, x):
     return d**x, slope, None
 
 
+def rectified(s, t, third, m, x):
+    d = np.maximum(s, 0) - t
+    return d**2, np.where(s > 0, 2 * d, 0), None
+
+
 def boundary(s, t, third, m, x):
     target = np.where(t > 0, x, -x)  # beyond which s lies on the teacher's side, with a margin
     miss = np.maximum(0, np.where(t > 0, target - s, s - target))
@@ -51,11 +56,13 @@ def heteroscedastic(s, t, third, m, x):
     return (t - s) ** 2 / variance + third, 2 * (s - t) / variance, slope_of_third
 
 
-DEFINITIONS = {f.__name__: f for f in (squared, power, boundary, margin, heteroscedastic)}
+DEFINITIONS = {f.__name__: f for f in (squared, power, rectified, boundary, margin, heteroscedastic)}
 
 
 def plain(kind, s, t, third, m, x):
     """As anybody would write it in PyTorch, in the features' own dtype."""
+    if kind == "rectified":
+        return (s.relu() - t) ** 2
     if kind == "boundary":
         return torch.where(t > 0, x - s, s + x).relu() ** 2
     if kind == "margin":
@@ -235,7 +242,7 @@ def test_empty_batch(backend, kind):
 @each_kind
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "padded"])
 @pytest.mark.parametrize("parameter", [None, 1.7])
-def test_gradcheck(backend, kind, lengths, parameter):
+def test_gradcheck(kind, lengths, parameter):
     s, t, third, per_channel = operands(kind, FEATURE, torch.float64)
     parameter = None if KINDS[kind].parameter is None else parameter
     if per_channel is not None:

@@ -18,9 +18,9 @@ from torch import Tensor
 from ..ops import tap_all
 from ..ops.shapes import accumulation_dtype
 from ..ops.tap import check_power
+from .arithmetic import root
 from .checks import check_choice
 from .features import Configured, Padding, batch_mean, check_equal, check_pairs, layers, weighted
-from .relations.gram import root
 from .taps import Taps, cells, distances, padding_of, tapped
 
 __all__ = ["ATLoss", "at_loss"]
@@ -162,7 +162,7 @@ class _MapAndEnergies(torch.autograd.Function):
     """The attention map, or None, and the means over all positions of |x|^power (B, C) of a feature without padding.
 
     One gradient for both, so that it is rounded to the feature's dtype once: r |x|^(r-1) sign(x) (g_map / C + g / P).
-    Forward reads the feature twice and makes nothing of its size; backward makes the gradient in place.
+    Forward reads the feature twice and makes nothing of its size; backward the gradient alone.
     """
 
     @staticmethod
@@ -180,9 +180,12 @@ class _MapAndEnergies(torch.autograd.Function):
     @staticmethod
     def backward(ctx, map_grad, grad):
         (x,) = ctx.saved_tensors
-        slope = 0
+        values, slope = x if ctx.power == 2 else x.sign(), None
         if grad is not None:
             slope = (grad * (ctx.power / math.prod(x.shape[2:]))).view(*grad.shape, *[1] * (x.dim() - 2))
         if map_grad is not None:
-            slope = slope + map_grad.unsqueeze(1) * (ctx.power / x.shape[1])
-        return (slope * (x if ctx.power == 2 else x.sign())).to(x.dtype), None, None
+            of_map = (map_grad * (ctx.power / x.shape[1])).unsqueeze(1)
+            if slope is not None:
+                return (slope + of_map).mul_(values).to(x.dtype), None, None
+            slope = of_map
+        return None if slope is None else (slope * values).to(x.dtype), None, None

@@ -27,7 +27,6 @@ __all__ = [
     "gather",
     "layers",
     "pairs",
-    "pooling_windows",
     "resized",
     "smaller",
     "weighted",
@@ -191,24 +190,13 @@ def resized(x: Tensor, sizes: Sequence[int], padding: Padding) -> Tensor:
         if len(sizes) == 2 and sizes[1] != x.shape[3]:
             x = x @ _windows(x.shape[3], sizes[1], x).T
         if sizes[0] != x.shape[2]:
-            windows, _ = pooling_windows(x, sizes[0], padding)
-            x = torch.einsum("but,bct...->bcu...", windows.expand(x.shape[0], -1, -1), x)
+            windows = _windows(x.shape[2], sizes[0], x).expand(x.shape[0], -1, -1)
+            mask = padding.mask(x)
+            if mask is not None:
+                windows = windows * mask[:, None] * padding.mask(x, sizes[0])[:, :, None]
+                windows = windows / windows.sum(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+            x = torch.einsum("but,bct...->bcu...", windows, x)
         return x
-
-
-def pooling_windows(x: Tensor, cells: int, padding: Padding) -> tuple[Tensor, Tensor]:
-    """Adaptive pooling of the frames of `x` onto `cells`, over valid frames only.
-
-    Returns the matrix (B, cells, T) that averages, in float32 (float64 for float64), with rows of zeros where a cell is
-    not valid, and which are, (B, cells) bool; with 1 for B where all frames are valid.
-    """
-    windows = _windows(x.shape[2], cells, x.new_empty(0, dtype=shapes.accumulation_dtype(x.dtype)))[None]
-    mask = padding.mask(x)
-    if mask is None:
-        return windows, torch.ones((1, cells), dtype=torch.bool, device=x.device)
-    valid = padding.mask(x, cells)
-    windows = windows * mask[:, None] * valid[:, :, None]
-    return windows / windows.sum(-1, keepdim=True).clamp_min(torch.finfo(windows.dtype).tiny), valid
 
 
 def _windows(size: int, cells: int, like: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import pointwise, project, tap_all
+from .arithmetic import unit, wide
 from .checks import (
     check_channels,
     check_choice,
@@ -26,9 +27,9 @@ from .checks import (
     check_layer_count,
     check_weights,
 )
-from .features import Padding, batch_mean, flat, layers, resized, smaller, weighted
+from .features import Padding, batch_mean, layers, resized, smaller, weighted
 from .layers import ValidBatchNorm
-from .relations.gram import gram, unit, wide
+from .relations.gram import between_samples
 from .taps import cells
 
 __all__ = ["SemCKDLoss", "semckd_loss"]
@@ -220,7 +221,7 @@ class SemCKDLoss(nn.Module):
         elif len(students[0]) != self.batch_size:
             raise ValueError(f"student_features[0]: expected batch_size {self.batch_size}, got {len(students[0])}")
         else:
-            summaries = [gram(flat(x)) for x in (*students, *teachers)]
+            summaries = [between_samples(x) for x in (*students, *teachers)]
         dtype = self.queries[0][0].weight.dtype
         embedded = [
             unit(f(x.to(dtype))) for f, x in zip((*self.queries, *self.keys), summaries, strict=True)
@@ -259,5 +260,5 @@ class _Convolutions(nn.Module):
         """Sums of squares of the projection's error, (B,); zero in frames that are not valid, as the target is."""
         x = s.to(self.convolutions[0].weight.dtype)
         for convolution, norm in zip(self.convolutions, self.norms, strict=False):
-            x = norm(convolution(x), padding).relu()
+            x = norm(convolution(x), padding).relu_()  # in place: the norm needs its result no more
         return _squared_error(self.convolutions[2](x), t)

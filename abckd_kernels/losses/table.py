@@ -10,8 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from . import abc, afd, attention, hints, relations, semckd
-from . import abc, relations, response
+from . import abc, afd, attention, hints, relations, response, semckd
 
 INPUTS = ("features", "logits", "spectra", "waveforms")
 MEASURED = Path(__file__).with_name("measured.json")  # written by python -m benchmarks.losses --write
@@ -61,12 +60,13 @@ ENTRIES = (
     ),
     Entry(
         "afd", afd.afd_loss, afd.AFDLoss, op="tap, compress", learned="keys, queries, layer embeddings",
-        formula="sum_j w_j sum_i alpha_ij ||v_ij - w_j||^2, v, w energy maps scaled to norm 1, alpha = softmax_i",
+        formula="sum_ij alpha_ij ||v_ij - w_j||^2 / m, v, w energy maps scaled to norm 1, alpha = softmax_i of scores",
         paper="Ji, Heo and Park, AAAI 2021",
         reproduces="clovaai/attention-feature-distillation: distance='mean', weights=[1, ...]",
     ),
     Entry(
-        "semckd", semckd.semckd_loss, semckd.SemCKDLoss, op="tap", learned="queries, keys, n m projections",
+        "semckd", semckd.semckd_loss, semckd.SemCKDLoss, op="project, tap, pointwise",
+        learned="queries, keys, n m projections",
         formula="sum_i w_i sum_j alpha_ij mean (p_ij(s_i) - t_j)^2, alpha = softmax_j q_i.k_j",
         paper="Chen et al., AAAI 2021",
         reproduces="SemCKD: regressor='convolutions', batch_size=B, dim=B // 4",
@@ -185,13 +185,13 @@ ENTRIES = (
         reproduces="gtcrn (its spectral terms): magnitude_weight=70, complex_weight=30",
     ),
     Entry(
-        "si_snr", response.si_snr_loss, response.SiSNRLoss, inputs="waveforms", op="",
+        "si_snr", response.si_snr_loss, response.SiSNRLoss, inputs="waveforms", op="dots",
         formula="-10 log10(|y|^2 / |s - y|^2), y the projection of s onto t, means taken off",
         paper="Le Roux et al., ICASSP 2019",
         reproduces="gtcrn (its waveform term): zero_mean=False, factor=1",
     ),
     Entry(
-        "dispatch", response.dispatch_loss, response.DispatchLoss, inputs="waveforms", op="",
+        "dispatch", response.dispatch_loss, response.DispatchLoss, inputs="waveforms", op="torch.stft",
         formula="mean (|S| - |T|)^2 over the patches where |S| is farther from the clean signal than |T| by most",
         paper="DISPatch, its repository rlaehghks5/DISPATCH",
         reproduces="DISPATCH: convention='published'",
@@ -235,7 +235,7 @@ ENTRIES = (
         reproduces="mdistiller (its warm-up is the caller's)",
     ),
     Entry(
-        "dist", response.dist_loss, response.DISTLoss, inputs="logits",
+        "dist", response.dist_loss, response.DISTLoss, inputs="logits", op="PyTorch",
         formula="tau^2 (beta (1 - mean_rows rho(q, p)) + gamma (1 - mean_classes rho(q, p))), rho Pearson's",
         paper="Huang et al., NeurIPS 2022",
         reproduces="torchdistill",

@@ -2,6 +2,7 @@
 
 from .compress import compress
 from .divergence import divergence
+from .dots import dots
 from .gram import gram
 from .pointwise import pointwise
 from .project import project
@@ -13,6 +14,7 @@ __all__ = [
     "Tapped",
     "compress",
     "divergence",
+    "dots",
     "gram",
     "pointwise",
     "project",

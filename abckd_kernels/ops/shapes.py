@@ -22,6 +22,11 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def matrix_dtype(device: torch.device) -> torch.dtype:
+    """float64, where the device has it: of small results that losses take differences of."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def check_feature(x: Tensor, name: str) -> None:
     """Raise TypeError or ValueError, naming the argument, unless `x` is a feature that the ops can read."""
     if not isinstance(x, Tensor):

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from abckd_kernels.losses import hints
+
+from ..measuring import TEACHER
+from . import Case
+
 
 def hint(student: Tensor, teacher: Tensor) -> Tensor:
     """RepDistiller."""
@@ -25,6 +30,23 @@ def ofd(student: Tensor, teacher: Tensor, margins: Tensor) -> Tensor:
     teacher = torch.max(teacher, margins.view(1, -1, 1, 1))
     loss = functional.mse_loss(student, teacher, reduction="none")
     return (loss * ((student > teacher) | (teacher > 0)).float()).mean()
+
+
+def review(student: Tensor, teacher: Tensor) -> Tensor:
+    """The hierarchical context loss of ReviewKD, mdistiller and torchdistill."""
+    loss, weight, total = functional.mse_loss(student, teacher), 1.0, 1.0
+    for level in (4, 2, 1):
+        if level < student.shape[2]:
+            weight /= 2
+            pooled = (functional.adaptive_avg_pool2d(x, level) for x in (student, teacher))
+            loss, total = loss + weight * functional.mse_loss(*pooled), total + weight
+    return loss / total
+
+
+def ft(student: Tensor, teacher: Tensor) -> Tensor:
+    """RepDistiller, of factors."""
+    maps = (functional.normalize(x.pow(2).mean(1).flatten(1)) for x in (student, teacher))
+    return functional.l1_loss(*maps)
 
 
 def pad(student: Tensor, teacher: Tensor, log_variances: Tensor, eps: float = 1e-6) -> Tensor:
@@ -108,3 +130,15 @@ class SRD(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         return srd(self.student_norm(self.projector(student)), self.teacher_norm(teacher))
+
+
+CHANNELS = (32, 64)
+CASES = {
+    "hint": Case(hint, TEACHER, note="of equal channels"),
+    "review": Case(review, TEACHER, convention={"fit": "frames"}, note="of equal channels"),
+    "ab": Case(lambda: AB(*CHANNELS), ours=lambda: hints.ABLoss(*CHANNELS), convention=None),
+    "ofd": Case(lambda: OFD(*CHANNELS), ours=lambda: hints.OFDLoss(*CHANNELS), convention=None),
+    "vid": Case(lambda: VID(*CHANNELS), ours=lambda: hints.VIDLoss(*CHANNELS), convention=None),
+    "pad": Case(lambda: PAD(*CHANNELS), ours=lambda: hints.PADLoss(*CHANNELS), convention=None),
+    "srd": Case(lambda: SRD(*CHANNELS), ours=lambda: hints.SRDLoss(*CHANNELS), convention=None),
+}

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from . import Case
+
 
 def kl(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """mdistiller's kd_loss, mean over rows."""
@@ -52,3 +54,6 @@ def dist(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float = 1.0
 
     inter, intra = 1 - correlation(q, p).mean(), 1 - correlation(q.T, p.T).mean()
     return temperature**2 * (beta * inter + gamma * intra)
+
+
+CASES = {"dkd": Case(dkd, extra=lambda student, teacher: {"labels": teacher.argmax(1)})}

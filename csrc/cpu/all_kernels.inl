@@ -5,6 +5,7 @@
 #include "tap.inl"
 #include "compress.inl"
 #include "divergence.inl"
+#include "dots.inl"
 #include "gram.inl"
 #include "pointwise.inl"
 #include "project.inl"
@@ -19,6 +20,7 @@ const Kernels ABCKD_TABLE = {
     ABCKD_ISA::tap_forward,        ABCKD_ISA::tap_backward,
     ABCKD_ISA::compress_forward,   ABCKD_ISA::compress_backward,
     ABCKD_ISA::divergence_forward, ABCKD_ISA::divergence_backward,
+    ABCKD_ISA::dots_forward,       ABCKD_ISA::dots_backward,
     ABCKD_ISA::gram_forward,       ABCKD_ISA::gram_backward,
     ABCKD_ISA::pointwise_forward,  ABCKD_ISA::pointwise_backward,
     ABCKD_ISA::project_forward,    ABCKD_ISA::project_backward,

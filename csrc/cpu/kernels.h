@@ -15,6 +15,8 @@ struct Kernels {
   void (*compress_backward)(const CompressBackwardArguments&, Threads);
   void (*divergence_forward)(const DivergenceForwardArguments&, Threads);
   void (*divergence_backward)(const DivergenceBackwardArguments&, Threads);
+  void (*dots_forward)(const DotsArguments&, Threads);
+  void (*dots_backward)(const DotsBackwardArguments&, Threads);
   void (*gram_forward)(const GramArguments&, Threads);
   void (*gram_backward)(const GramBackwardArguments&, Threads);
   void (*pointwise_forward)(const PointwiseArguments&, Threads);

@@ -80,6 +80,20 @@ struct Power {
 };
 
 template <typename A>
+struct Rectified {
+  static constexpr bool kThird = false;
+  explicit Rectified(double) {}
+  Vec<A> value(const Operands<A>& x) const {
+    const Vec<A> d = positive<A>(x.s) - x.t;
+    return d * d;
+  }
+  Slopes<A> slopes(const Operands<A>& x) const {
+    const Vec<A> zero{}, slope = A(2) * (x.s - x.t);
+    return {x.s <= zero ? zero : slope, zero};
+  }
+};
+
+template <typename A>
 struct Boundary {
   static constexpr bool kThird = false;
   A margin;
@@ -364,6 +378,7 @@ struct Pointwise {
   switch ((operands).kind) {                                                                               \
     case PointwiseKind::squared: ABCKD_DISPATCH_POINTWISE(operands, Squared, __VA_ARGS__)                  \
     case PointwiseKind::power: ABCKD_DISPATCH_POINTWISE(operands, Power, __VA_ARGS__)                      \
+    case PointwiseKind::rectified: ABCKD_DISPATCH_POINTWISE(operands, Rectified, __VA_ARGS__)              \
     case PointwiseKind::boundary: ABCKD_DISPATCH_POINTWISE(operands, Boundary, __VA_ARGS__)                \
     case PointwiseKind::margin: ABCKD_DISPATCH_POINTWISE(operands, Margin, __VA_ARGS__)                    \
     case PointwiseKind::heteroscedastic: ABCKD_DISPATCH_POINTWISE(operands, Heteroscedastic, __VA_ARGS__)  \

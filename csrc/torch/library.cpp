@@ -61,6 +61,11 @@ constexpr ProjectLaunchers kProject{
     [](const ProjectBackwardArguments& a) { cpu::kernels().project_backward(a, torch_threads()); },
 };
 
+constexpr DotsLaunchers kDots{
+    [](const DotsArguments& a) { cpu::kernels().dots_forward(a, torch_threads()); },
+    [](const DotsBackwardArguments& a) { cpu::kernels().dots_backward(a, torch_threads()); },
+};
+
 }  // namespace
 
 // Equal to the schemas in abckd_kernels/ops, which check that they are.
@@ -104,6 +109,8 @@ TORCH_LIBRARY(abckd, library) {
   library.def(
       "project_backward(Tensor error_grads, Tensor student, Tensor weight, Tensor[] teachers, Tensor? bias,"
       " Tensor? attention, Tensor? lengths, SymInt padded_length, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def("dots_forward(Tensor x, Tensor y) -> Tensor");
+  library.def("dots_backward(Tensor factors, Tensor x, Tensor y) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(abckd, CPU, library) {
@@ -114,4 +121,5 @@ TORCH_LIBRARY_IMPL(abckd, CPU, library) {
   implement_spectral<kSpectral>(library);
   implement_divergence<kDivergence>(library);
   implement_project<kProject>(library);
+  implement_dots<kDots>(library);
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include "compress.h"
 #include "divergence.h"
+#include "dots.h"
 #include "gram.h"
 #include "pointwise.h"
 #include "project.h"

@@ -13,6 +13,7 @@ struct Named {
 constexpr Named kKinds[] = {
     {"squared", PointwiseKind::squared, false, false},
     {"power", PointwiseKind::power, false, false},
+    {"rectified", PointwiseKind::rectified, false, false},
     {"boundary", PointwiseKind::boundary, false, false},
     {"margin", PointwiseKind::margin, false, true},
     {"heteroscedastic", PointwiseKind::heteroscedastic, true, false},

@@ -256,7 +256,8 @@ def test_gradient(loss):
         return torch.func.functional_call(module, given, (students, teacher), arguments)
 
     leaves = tuple(x.detach().clone().requires_grad_() for x in loss.leaves(student))
-    assert torch.autograd.gradcheck(value, leaves, eps=1e-6, atol=1e-7, rtol=1e-5)
+    many = sum(x.numel() for x in leaves) > 400  # then along random directions: one by one takes minutes
+    assert torch.autograd.gradcheck(value, leaves, eps=1e-6, atol=1e-7, rtol=1e-5, fast_mode=many)
     assert all(g.abs().max() > 0 for g in gradients(value(*leaves), leaves[:count]))
 
 

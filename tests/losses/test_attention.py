@@ -246,7 +246,7 @@ DIFFERS = dict.fromkeys(
 )
 
 
-@pytest.mark.parametrize("name", DIFFERS)
+@pytest.mark.parametrize("name", ["rep__AT_p2_s_larger_t_square", "rep__AT_p2_s_square_t_larger"])
 def test_energy_is_pooled_not_the_feature(name):
     peer = Vectors(name)
     assert at_loss(peer.students, peer.teachers, distance="mean").item() != pytest.approx(peer["loss"].item(), rel=1e-3)

@@ -13,7 +13,9 @@ from torch import nn
 
 from abckd_kernels.losses import hints as h
 from abckd_kernels.losses.features import Padding
+from abckd_kernels.losses.hints import connector
 from abckd_kernels.losses.hints.connector import Connector
+from abckd_kernels.losses.hints.matching import sums
 
 OTHER = (3, 9, 4)  # another size
 WIDE = (4, 6, 5)  # other channels
@@ -29,13 +31,14 @@ def per_layer(name, make):
     return extra
 
 
-def like(values):
-    return lambda x: values.to(torch.promote_types(x.dtype, torch.float32))
+def between(first, last):
+    """A number for each channel."""
+    return lambda x: torch.linspace(first, last, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 log_variances = per_layer("log_variances", lambda x: x.flip(-1) * 0.5)
-with_scales = per_layer("scales", like(torch.linspace(-1, 2, 3, dtype=torch.float64)))
-with_margins = per_layer("margins", like(-torch.linspace(0.1, 0.9, 3, dtype=torch.float64)))
+with_scales = per_layer("scales", between(-1, 2))
+with_margins = per_layer("margins", between(-0.1, -0.9))
 
 signed = {"nonnegative": False, "zero_at_equality": False}
 apart = {"zero_at_equality": False}  # where the margin is not reached
@@ -180,6 +183,31 @@ def test_connector_is_convolution_and_batch_norm(training, layout, mean):
         torch.testing.assert_close(mine.double(), other.double(), **digits)
     for name, buffer in ours.named_buffers():
         torch.testing.assert_close(buffer.double(), dict(theirs.named_buffers())[name].double(), **digits)
+
+
+@pytest.mark.parametrize("lengths", [None, [6, 1, 0]], ids=["whole", "padded"])
+@pytest.mark.parametrize("layout", [cases.contiguous, cases.channels_last], ids=lambda layout: layout.__name__)
+def test_a_few_samples_at_a_time_are_the_whole_batch(layout, lengths, monkeypatch):
+    torch.manual_seed(0)
+    x, t = layout(torch.randn(3, 5, 6, 4)).requires_grad_(), layout(torch.randn(3, 7, 6, 4))
+    weight, bias = torch.randn(7, 5, requires_grad=True), torch.randn(7, requires_grad=True)
+    padding = Padding(None if lengths is None else torch.tensor(lengths), 6)
+    whole = sums(connector.at_every_position(x, weight, bias), t, padding, kind="boundary")
+    monkeypatch.setattr(connector, "CHUNK_BYTES", 1)
+    parts = connector.projected_sums(x, t, weight, bias, padding, kind="boundary")
+    torch.testing.assert_close(parts, whole)
+    upstream = torch.randn(3, 7)
+    gradients = [torch.autograd.grad(value, (x, weight, bias), upstream) for value in (parts, whole)]
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_second_derivatives_of_projected_sums_are_refused():
+    x, t = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 3, 4)
+    module = h.OFDLoss(3, 3)
+    (first,) = torch.autograd.grad(module(x, t), x, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(first.square().sum(), x)
 
 
 @pytest.mark.parametrize("make", [h.VIDLoss, h.PADLoss, h.SRDLoss, h.ABLoss, h.OFDLoss], ids=lambda make: make.__name__)

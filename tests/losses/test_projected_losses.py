@@ -1,11 +1,15 @@
 """Hints behind learned layers: regressors, knowledge review (HCL, ABF), factor transfer."""
 
+import cases
 import naive_projected as naive
+import pytest
 import torch
 from suite import *  # noqa: F403 - the tests that every loss passes
-from suite import Loss
+from suite import Loss, gradients
 
 from abckd_kernels.losses import hints as h
+from abckd_kernels.losses.features import Padding
+from abckd_kernels.losses.hints import pyramid
 
 OTHER = (3, 9, 4)  # another size
 WIDE = (4, 6, 5)  # other channels
@@ -13,7 +17,6 @@ signed = {"zero_at_equality": False}
 plain = {"teacher": (3, 6, 5), "invariant": "batch"}
 sized = {"teacher": OTHER, "invariant": "batch"}
 of_batch = {"of_batch": True, **signed}
-# A batch normalisation of one sample with one frame divides noise by noise.
 
 
 def regressor(kind):
@@ -38,8 +41,8 @@ def fusion(norm):
 
 LOSSES = [
     Loss("hint linear", **regressor("linear"), invariant="batch", **signed),
-    Loss("hint batch_norm", **regressor("batch_norm"), invariant="scale batch", **of_batch),
-    Loss("hint relu", **regressor("relu"), invariant="scale batch", **of_batch),
+    Loss("hint batch_norm", **regressor("batch_norm"), invariant="batch", **of_batch),
+    Loss("hint relu", **regressor("relu"), invariant="batch", **of_batch),
     Loss("review", h.review_loss, naive.review, **plain),
     Loss("review", h.review_loss, naive.review, **sized),
     Loss("review", h.review_loss, naive.review, options={"levels": (5, 3), "fit": "frames"}, **plain),
@@ -47,10 +50,13 @@ LOSSES = [
     Loss("review fused", **fusion("batch"), invariant="batch", **of_batch),
     Loss("review fused by instance", **fusion("instance"), invariant="batch", **signed),
     Loss("ft", h.ft_loss, naive.ft, teacher=WIDE),
-    Loss("ft", h.ft_loss, naive.ft, teacher=OTHER, options={"power": 1, "exponent": 2.0}),
+    Loss("ft", h.ft_loss, naive.ft, teacher=OTHER, options={"power": 1, "exponent": 2.0}, half_scale=20),
     Loss("ft", h.ft_loss, naive.ft, options={"normalize": "factor"}, **plain | {"invariant": "scale batch"}),
-    Loss("ft", h.ft_loss, naive.ft, options={"normalize": "factor", "exponent": 2.0}, **sized | {"invariant": "scale batch"}),
-    Loss("ft translated", None, naive.ft_module, teacher=WIDE, module=lambda: h.FTLoss(3, 4), **of_batch, invariant="scale batch"),
+    Loss("ft", h.ft_loss, naive.ft, options={"normalize": "factor", "exponent": 2.0},
+         **sized | {"invariant": "scale batch"}),
+    Loss("ft translated", None, naive.ft_module, module=lambda: h.FTLoss(3, 4), teacher=WIDE, **of_batch,
+         invariant="batch", spatial=(2,),
+         excused={"test_gradient": "paraphrasers are constants; rep__FT_translator has the translator's gradients"}),
 ]  # fmt: skip
 
 
@@ -150,3 +156,93 @@ PUBLISHED = {
     "td__FT_p1": (h.ft_loss, {"normalize": "factor"}),
     "td__KTA_p1_q2": (h.ft_loss, {"normalize": "factor"}),
 }
+
+
+# ---------------------------------------------------------------------------------------------- behaviour
+
+
+def test_transposed_regressor_enlarges_the_student():
+    """The third of the published regressors: twice as many frames."""
+    regressor = h.ConvReg.between((2, 3, 5, 4), (2, 6, 10, 8))
+    assert regressor(torch.randn(2, 3, 5, 4), Padding(None, 5)).shape == (2, 6, 10, 8)
+    with pytest.raises(ValueError, match="teacher_shape"):
+        h.ConvReg.between((2, 3, 5, 4), (2, 6, 7, 8))
+
+
+@pytest.mark.parametrize("layout", [cases.contiguous, cases.channels_last], ids=lambda layout: layout.__name__)
+@pytest.mark.parametrize("block", [1, 50, 200, 10**9])
+def test_review_in_blocks_is_review(layout, block, monkeypatch):
+    student, teacher = (layout(torch.randn(3, 4, 10, 6)) for _ in range(2))
+    student.requires_grad_()
+    results = []
+    for size in (10**9, block):
+        monkeypatch.setattr(pyramid, "BLOCK", size)
+        value = h.review_loss(student, teacher, lengths=[10, 3, 0])
+        results.append((value, *gradients(value, student)))
+    torch.testing.assert_close(*results)
+
+
+def test_levels_that_do_not_fit_change_nothing():
+    student, teacher = torch.randn(2, 3, 9, 5), torch.randn(2, 3, 9, 5)
+    value = h.review_loss(student, teacher)
+    torch.testing.assert_close(h.review_loss(student, teacher, levels=(7, 4, 2, 1)), value)
+    assert h.review_loss(student, teacher, levels=(7, 4, 2, 1), fit="frames") != value
+    torch.testing.assert_close(h.review_loss(student, teacher, levels=()), h.hint_loss(student, teacher))
+
+
+def test_paraphrasers_learn_to_reconstruct_and_are_constants_in_the_loss():
+    torch.manual_seed(0)
+    module = h.FTLoss(3, 4)
+    student, teacher = torch.randn(2, 3, 6, 5), torch.randn(2, 4, 6, 5)
+    module(student, teacher).backward()
+    assert all(p.grad is None for p in module.paraphrasers.parameters())
+    assert all(p.grad is not None for p in module.translators.parameters())
+    before = module.reconstruction_loss(teacher, lengths=[6, 3])
+    optimizer = torch.optim.Adam(module.paraphrasers.parameters(), lr=1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        module.reconstruction_loss(teacher, lengths=[6, 3]).backward()
+        optimizer.step()
+    assert module.reconstruction_loss(teacher, lengths=[6, 3]) < 0.9 * before
+
+
+@pytest.mark.parametrize("kind", ["linear", "batch_norm", "relu"])
+def test_several_layers_behind_regressors(kind):
+    torch.manual_seed(0)
+    module = h.HintLoss([3, 2], [4, 5], regressor=kind, weights=[2.0, 0.5])
+    students = [torch.randn(2, 3, 6, 5), torch.randn(2, 2, 8)]
+    teachers = [torch.randn(2, 4, 3, 5), torch.randn(2, 5, 8)]
+    alone = []
+    for index, pair in enumerate(((3, 4), (2, 5))):
+        one = h.HintLoss(*pair, regressor=kind)
+        one.regressed.layers[0].load_state_dict(module.regressed.layers[index].state_dict())
+        alone.append(one(students[index], teachers[index]))
+    torch.testing.assert_close(module(students, teachers), 2 * alone[0] + 0.5 * alone[1])
+
+
+S, T = torch.zeros(2, 3, 6, 4), torch.zeros(2, 5, 6, 4)
+WRONG = [
+    (lambda: h.HintLoss(3), ValueError, ["teacher_channels"]),
+    (lambda: h.HintLoss(3, 5, regressor="mlp"), ValueError, ["regressor", "'linear'", "'mlp'"]),
+    (lambda: h.HintLoss([3, 3], [5, 5], regressor=h.ConvReg(3, 5)), ValueError, ["regressor", "2 modules"]),
+    (lambda: h.HintLoss(4, 5)(S, T), ValueError, ["student_features[0]", "4 channels", "3"]),
+    (lambda: h.review_loss(S, T), ValueError, ["teacher_features[0]", "channels 3", "5"]),
+    (lambda: h.review_loss(S, S, levels=(4, 0)), ValueError, ["levels", "(4, 0)"]),
+    (lambda: h.review_loss(S, S, fit="bands"), ValueError, ["fit", "'frames'", "'bands'"]),
+    (lambda: h.ReviewLoss([3, 3], [5, 5])(S, T), ValueError, ["student_features", "2", "1"]),
+    (lambda: h.ReviewLoss([4], [5])(S, T), ValueError, ["student_features[0]", "4 channels", "(2, 3, 6, 4)"]),
+    (lambda: h.ReviewLoss(3, 5, norm="layer"), ValueError, ["norm", "'instance'", "'layer'"]),
+    (lambda: h.ft_loss(S, T, normalize="factor"), ValueError, ["teacher_features[0]", "channels 3", "5"]),
+    (lambda: h.ft_loss(S, T, normalize="none"), ValueError, ["normalize", "'map'", "'none'"]),
+    (lambda: h.ft_loss(S, T, exponent=0.5), ValueError, ["exponent", "0.5"]),
+    (lambda: h.FTLoss(3, 5, rate=0), ValueError, ["rate", "0"]),
+    (lambda: h.FTLoss(3, 5)(S[..., 0], T[..., 0]), ValueError, ["student_features[0]", "4 axes", "(2, 3, 6)"]),
+    (lambda: h.FTLoss().reconstruction_loss(T), ValueError, ["teacher_channels"]),
+]
+
+
+@pytest.mark.parametrize("call, error, words", WRONG, ids=[str(i) for i in range(len(WRONG))])
+def test_errors(call, error, words):
+    with pytest.raises(error) as caught:
+        call()
+    assert all(word in str(caught.value) for word in words), str(caught.value)

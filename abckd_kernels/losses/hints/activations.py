@@ -54,12 +54,8 @@ def ab_loss(
     """
     check_choice("reduction", reduction, REDUCTIONS)
     found, padding = matched(student_features, teacher_features, lengths, padded_length)
-    return _ab(found, padding, margin, reduction, weights)
-
-
-def _ab(found, padding: Padding, margin: float, reduction: str, weights=None) -> Tensor:
-    losses = [_reduced(sums(s, t, padding, kind="boundary", parameter=margin), s, padding, reduction) for s, t in found]
-    return weighted(losses, weights, found)
+    measured = [(sums(s, t, padding, kind="boundary", parameter=margin), t) for s, t in found]
+    return _total(measured, padding, reduction, weights)
 
 
 def ofd_loss(
@@ -90,16 +86,17 @@ def ofd_loss(
         if not isinstance(m, Tensor) or m.shape != s.shape[1:2]:
             got = tuple(m.shape) if isinstance(m, Tensor) else repr(m)
             raise ValueError(f"margins[{index}]: expected a tensor of shape {(s.shape[1],)}, got {got}")
-    return _ofd([(*pair, m) for pair, m in zip(found, given, strict=True)], padding, reduction, weights)
+    measured = [(sums(s, t, padding, kind="margin", per_channel=m), t) for (s, t), m in zip(found, given, strict=True)]
+    return _total(measured, padding, reduction, weights)
 
 
-def _ofd(found, padding: Padding, reduction: str, weights=None) -> Tensor:
-    losses = [_reduced(sums(s, t, padding, kind="margin", per_channel=m), s, padding, reduction) for s, t, m in found]
-    return weighted(losses, weights, [x[:2] for x in found])
-
-
-def _reduced(of_channels: Tensor, x: Tensor, padding: Padding, reduction: str) -> Tensor:
-    return batch_mean(element_mean(of_channels, x, padding) if reduction == "mean" else of_channels.sum(1))
+def _total(measured: list[tuple[Tensor, Tensor]], padding: Padding, reduction: str, weights=None) -> Tensor:
+    """The loss of [(sums over the positions of each channel, teacher's feature), ...]."""
+    losses = [
+        batch_mean(element_mean(of_channels, t, padding) if reduction == "mean" else of_channels.sum(1))
+        for of_channels, t in measured
+    ]
+    return weighted(losses, weights, measured)
 
 
 @torch.no_grad()
@@ -150,11 +147,11 @@ class _ConnectedAB(Learned):
         channels = layers(student_channels, teacher_channels)
         super().__init__([Connector(*pair) for pair in channels], channels, options)
 
-    def prepared(self, layer, s, t, padding):
-        return layer(s, padding), t
+    def measured(self, layer, s, t, padding):
+        return layer.sums(s, t, padding, kind="boundary", parameter=self.options["margin"]), t
 
-    def loss(self, found, padding):
-        return _ab(found, padding, **self.options)
+    def loss(self, measured, padding):
+        return _total(measured, padding, self.options["reduction"], self.options.get("weights"))
 
 
 class OFDLoss(Learned):
@@ -190,8 +187,8 @@ class OFDLoss(Learned):
         for layer, m in zip(self.layers, margins, strict=True):
             layer.register_buffer("margins", m.detach().clone())
 
-    def prepared(self, layer, s, t, padding):
-        return layer(s, padding), t, layer.margins
+    def measured(self, layer, s, t, padding):
+        return layer.sums(s, t, padding, kind="margin", per_channel=layer.margins), t
 
-    def loss(self, found, padding):
-        return _ofd(found, padding, **self.options)
+    def loss(self, measured, padding):
+        return _total(measured, padding, **self.options)

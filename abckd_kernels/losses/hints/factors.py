@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import tap
+from ..arithmetic import root, unit, wide
 from ..checks import check_choice
 from ..features import Configured, Padding, batch_mean, check_equal, pairs, weighted
 from ..layers import ValidBatchNorm, convolution
-from ..relations.gram import root, unit, wide
-from .matching import Channels, Features, layers, matched, on_one_grid
+from .matching import EVERYWHERE, Channels, Features, layers, matched, on_one_grid
 
 NORMALIZE = ("map", "factor")
 SLOPE = 0.1  # of the leaky ReLU behind each convolution, as published
@@ -32,8 +32,8 @@ def ft_loss(
     """Factor transfer (Kim et al., NeurIPS 2018) of factors, features that were already translated and paraphrased.
 
     student_features, teacher_features   factors (B, K, T), (B, K, T, F) or (B, K, H, W), or lists of n; float32,
-                     float64, bfloat16 or float16; the teacher's are detached. Where sizes differ, both are averaged over
-                     the windows of adaptive pooling onto the smaller size of each axis.
+                     float64, bfloat16 or float16; the teacher's are detached. Where sizes differ, both are averaged
+                     over the windows of adaptive pooling onto the smaller size of each axis.
     normalize        "map": Q = mean_k |x|^power scaled to norm 1, per sample; L = mean over positions of
                      |Q_s - Q_t|^exponent. RepDistiller's, and the default: numbers of factors need not agree.
                      "factor": the whole factor scaled to norm 1; L = mean |.| over its elements, or for an exponent
@@ -138,6 +138,14 @@ class FTLoss(Configured):
         found, padding = pairs(student_features, teacher_features, lengths, padded_length)
         if len(found) != len(self.translators):
             raise ValueError(f"student_features: expected {len(self.translators)} features, got {len(found)}")
+        for index, pair in enumerate(found):
+            stacks = self.translators[index].convolutions, self.paraphrasers[index].encoder
+            for name, x, (first, *_) in zip(("student_features", "teacher_features"), pair, stacks, strict=True):
+                if (x.shape[1], x.dim()) != (first.in_channels, first.weight.dim()):
+                    raise ValueError(
+                        f"{name}[{index}]: expected {first.in_channels} channels and {first.weight.dim()} axes, "
+                        f"got {tuple(x.shape)}"
+                    )
         with torch.autocast(found[0][0].device.type, enabled=False):
             factors = [f(s, padding) for f, (s, _) in zip(self.translators, found, strict=True)]
             with torch.no_grad():
@@ -172,7 +180,7 @@ class Translator(nn.Module):
         self.convolutions = nn.ModuleList(of_axes(*size, 3, padding=1, bias=False) for size in sizes)
         self.norms = nn.ModuleList(ValidBatchNorm(outputs) for _, outputs in sizes)
 
-    def forward(self, x: Tensor, padding: Padding = Padding(None, 1)) -> Tensor:
+    def forward(self, x: Tensor, padding: Padding = EVERYWHERE) -> Tensor:
         """Factors (B, factors, *spatial); padded frames of `x` must be zero, those of the result are."""
         x = x.to(self.convolutions[0].weight.dtype)
         for layer, norm in zip(self.convolutions, self.norms, strict=True):
@@ -191,11 +199,11 @@ class Paraphraser(nn.Module):
         self.encoder = nn.ModuleList(encode(*size, 3, padding=1) for size in inwards)
         self.decoder = nn.ModuleList(decode(*size, 3, padding=1) for size in outwards)
 
-    def factor(self, x: Tensor, padding: Padding = Padding(None, 1)) -> Tensor:
+    def factor(self, x: Tensor, padding: Padding = EVERYWHERE) -> Tensor:
         """(B, factors, *spatial); padded frames of `x` must be zero, those of the result are."""
         return self._through(self.encoder, x, padding)
 
-    def forward(self, x: Tensor, padding: Padding = Padding(None, 1)) -> Tensor:
+    def forward(self, x: Tensor, padding: Padding = EVERYWHERE) -> Tensor:
         """What comes back of a feature (B, channels, *spatial)."""
         return self._through(self.decoder, self.factor(x, padding), padding)
 

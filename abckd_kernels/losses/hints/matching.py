@@ -12,6 +12,7 @@ from ..features import Padding, check_equal, pairs, resized, smaller
 
 Features = Tensor | Sequence[Tensor]
 Channels = int | Sequence[int]
+EVERYWHERE = Padding(None, 1)  # every frame is valid
 
 
 def matched(
@@ -64,25 +65,24 @@ def layers(student_channels: Channels, teacher_channels: Channels) -> list[tuple
 
 
 class Learned(nn.Module):
-    """A loss with learned parts for each layer, `layers`. Subclasses say what a layer makes of its pair, and the loss.
+    """A loss with learned parts for each layer, `layers`. Subclasses say what they measure of a pair, and the loss.
 
-    forward takes one feature or a list with one per layer; teacher features are detached. Its result is what the
-    functional form gives for what the layers made of the student's features, with the options given here.
+    forward takes one feature or a list with one per layer; teacher features are detached.
     """
 
     def __init__(self, layers: Sequence[nn.Module], channels: list[tuple[int, int]], options: dict):
         super().__init__()
         self.layers, self.channels, self.options = nn.ModuleList(layers), channels, options
 
-    def loss(self, found: list[tuple], padding: Padding) -> Tensor:
-        """The loss of what `prepared` gives for each layer."""
+    def loss(self, measured: list[tuple], padding: Padding) -> Tensor:
+        """The loss of what `measured` gives for each layer."""
         raise NotImplementedError
 
     def on_one_grid(self, layer: nn.Module, s: Tensor, t: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
         """What the layer gets of a pair: both on the smaller size of each axis."""
         return on_one_grid(s, t, padding)
 
-    def prepared(self, layer: nn.Module, s: Tensor, t: Tensor, padding: Padding) -> tuple:
+    def measured(self, layer: nn.Module, s: Tensor, t: Tensor, padding: Padding) -> tuple:
         """What the loss wants of a pair; `s` has the dtype of the layer's parameters, and zero in padded frames."""
         raise NotImplementedError
 
@@ -109,8 +109,8 @@ class Learned(nn.Module):
             with torch.autocast(pair[0].device.type, enabled=False):
                 s, t = self.on_one_grid(layer, *pair, padding)
                 # Once for all that reads it: in half precision its gradient is then rounded once.
-                s = padding.zeroed(s.to(next(layer.parameters()).dtype))
-                made.append(self.prepared(layer, s, t, padding))
+                s = padding.zeroed(s.to(next(layer.parameters(), s).dtype))
+                made.append(self.measured(layer, s, t, padding))
         return self.loss(made, padding)
 
     def extra_repr(self) -> str:

@@ -40,7 +40,8 @@ class HintLoss(Configured):
     axis, before the regressor, or behind it if it is a module.
 
     Traffic: "linear" reads S and T once forward, both once backward, and writes the gradient of S; "batch_norm" reads S
-    twice more in each direction. The others write the projection, of the teacher's size, and keep it for backward.
+    twice more in each direction; so does "relu", which makes the projection a few samples at a time. A module writes
+    what it makes, and keeps it for backward.
     """
 
     function = staticmethod(hint_loss)
@@ -85,7 +86,7 @@ def _one_per_layer(regressors: nn.Module | Sequence[nn.Module], count: int) -> l
 class _Projected(Learned):
     """What is linear in the student's features: compared as it is made."""
 
-    def prepared(self, layer, s, t, padding):
+    def measured(self, layer, s, t, padding):
         weight, bias = layer.folded(s, padding) if isinstance(layer, Connector) else (layer.weight, layer.bias)
         errors = project(s, weight, t, bias=bias, lengths=padding.lengths, padded_length=padding.padded_length)
         return errors / (t.shape[1] * padding.positions(t)), t
@@ -95,11 +96,11 @@ class _Projected(Learned):
 
 
 class _Rectified(Learned):
-    def prepared(self, layer, s, t, padding):
-        return layer(s, padding).relu_(), t  # in place: backward of a linear map doesn't read what it gave
+    def measured(self, layer, s, t, padding):
+        return layer.sums(s, t, padding, kind="rectified"), t
 
     def loss(self, found, padding):
-        losses = [batch_mean(element_mean(sums(s, t, padding), s, padding)) for s, t in found]
+        losses = [batch_mean(element_mean(of_channels, t, padding)) for of_channels, t in found]
         return weighted(losses, self.options["weights"], found)
 
 
@@ -112,8 +113,9 @@ class _Regressed(_Rectified):
     def on_one_grid(self, layer, s, t, padding):
         return s, t
 
-    def prepared(self, layer, s, t, padding):
-        return on_one_grid(layer(s, padding), t, padding)
+    def measured(self, layer, s, t, padding):
+        s, t = on_one_grid(layer(s, padding), t, padding)
+        return sums(s, t, padding), t
 
 
 class ConvReg(nn.Module):

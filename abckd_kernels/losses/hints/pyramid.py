@@ -49,7 +49,6 @@ class _SquaredCells(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student, teacher, *grids):
         grids = Grids(*grids)
-        ctx.set_materialize_grads(False)
         dtype = grids.fine.dtype
         cells = student.new_empty((*student.shape[:2], *grids.weights.shape[1:]), dtype=dtype)
         squares = student.new_empty(student.shape[:2], dtype=dtype)

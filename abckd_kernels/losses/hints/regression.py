@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from ..checks import check_choice
 from ..features import Padding, batch_mean, resized, weighted
-from .connector import Connector, PositionLinear, at_every_position, channel_moments, follow
+from .connector import Connector, PositionLinear, channel_moments, follow, projected_sums
 from .matching import Channels, Features, Learned, element_mean, layers, matched, sums
 
 
@@ -155,25 +155,24 @@ def srd_loss(
     """
     check_choice("reduction", reduction, REDUCTIONS)
     found, padding = matched(student_features, teacher_features, lengths, padded_length, vectors=True)
-    return _srd([(s, t, None) for s, t in found], padding, exponent, reduction, weights)
+    measured = [(sums(s, t, padding, kind="power", parameter=exponent), t) for s, t in found]
+    return _srd(measured, padding, reduction, weights)
 
 
 REDUCTIONS = ("sample", "batch")
 SRD_EPS = 1e-8
 
 
-def _srd(found, padding: Padding, exponent: float, reduction: str, weights=None) -> Tensor:
+def _srd(measured: list[tuple[Tensor, Tensor]], padding: Padding, reduction: str, weights=None) -> Tensor:
+    """The loss of [(sums of |s - t|^p over the positions of each channel, teacher's feature), ...]."""
     losses = []
-    for s, t, unit in found:  # unit: (C,) what the features of a channel are multiplied by; None: 1
-        of_channels = sums(s, t, padding, kind="power", parameter=exponent)
-        if unit is not None:
-            of_channels = of_channels * unit**exponent
+    for of_channels, t in measured:
         if reduction == "sample":
-            losses.append(batch_mean(torch.log1p(element_mean(of_channels, s, padding) / SRD_EPS)))
+            losses.append(batch_mean(torch.log1p(element_mean(of_channels, t, padding) / SRD_EPS)))
         else:
             total = of_channels.sum()
-            losses.append(total.clamp_min(torch.finfo(total.dtype).tiny).log() if len(s) else total)
-    return weighted(losses, weights, [x[:2] for x in found])
+            losses.append(total.clamp_min(torch.finfo(total.dtype).tiny).log() if len(t) else total)
+    return weighted(losses, weights, measured)
 
 
 def _one_per_layer(name: str, given: Tensor | Sequence[Tensor], found: list) -> list[Tensor]:
@@ -212,7 +211,7 @@ class VIDLoss(Learned):
         made = [_Regressor(s, hidden or t, t, math.log(math.expm1(initial_variance - eps))) for s, t in channels]
         super().__init__(made, channels, {"eps": eps, "weights": weights})
 
-    def prepared(self, layer, s, t, padding):
+    def measured(self, layer, s, t, padding):
         return layer(s), t
 
     def loss(self, found, padding):
@@ -227,8 +226,7 @@ class _Regressor(nn.Module):
         self.scale = nn.Parameter(torch.full((teacher,), scale))
 
     def forward(self, s: Tensor) -> Tensor:
-        # In place: nothing else holds what the maps give, and their backward reads what ReLU leaves.
-        return self.third(self.second(self.first(s).relu_()).relu_())
+        return self.third(self.second(self.first(s, relu=True), relu=True))
 
 
 class PADLoss(Learned):
@@ -250,7 +248,7 @@ class PADLoss(Learned):
         channels = layers(student_channels, teacher_channels)
         super().__init__([_Variance(*pair) for pair in channels], channels, {"eps": eps, "weights": weights})
 
-    def prepared(self, layer, s, t, padding):
+    def measured(self, layer, s, t, padding):
         return layer.projected(s), t, layer.variance(s, padding)
 
     def loss(self, found, padding):
@@ -293,27 +291,28 @@ class SRDLoss(Learned):
         options = {"exponent": exponent, "reduction": reduction, "weights": weights}
         super().__init__([_Normalised(*pair, eps) for pair in channels], channels, options)
 
-    def prepared(self, layer, s, t, padding):
-        return layer(s, t, padding)
+    def measured(self, layer, s, t, padding):
+        return layer.sums(s, t, padding, self.options["exponent"]), t
 
-    def loss(self, found, padding):
-        return _srd(found, padding, **self.options)
+    def loss(self, measured, padding):
+        return _srd(measured, padding, self.options["reduction"], self.options["weights"])
 
 
 class _Normalised(nn.Module):
-    """s' and u with (s' - t) u = (normalised projection of s) - (normalised t), channel by channel."""
+    """Both normalisations in one map: s' with (s' - t) / deviation = (normalised projection of s) - (normalised t)."""
 
     def __init__(self, student: int, teacher: int, eps: float):
         super().__init__()
         self.student = Connector(student, teacher, eps=eps, affine=False)
         self.teacher = nn.BatchNorm1d(teacher, eps=eps, affine=False)
 
-    def forward(self, s: Tensor, t: Tensor, padding: Padding) -> tuple[Tensor, Tensor, Tensor]:
+    def sums(self, s: Tensor, t: Tensor, padding: Padding, exponent: float) -> Tensor:
         weight, bias = self.student.folded(s, padding)
         mean, variance = self.teacher.running_mean, self.teacher.running_var
         if self.training:
             mean, variance, count = channel_moments(t, padding)
             follow(self.teacher, mean, variance, count)
         deviation = (variance + self.teacher.eps).sqrt().to(weight.dtype)
-        projected = at_every_position(s, weight * deviation[:, None], bias * deviation + mean.to(weight.dtype))
-        return projected, t, 1 / deviation
+        weight, bias = weight * deviation[:, None], bias * deviation + mean.to(weight.dtype)
+        of_channels = projected_sums(s, t, weight, bias, padding, kind="power", parameter=exponent)
+        return of_channels / deviation**exponent

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ...ops.shapes import accumulation_dtype
 from ..checks import check_choice
-from ..features import Configured, Padding, batch_mean, pairs, pooling_windows, weighted
+from ..features import Configured, Padding, batch_mean, pairs, weighted
 from ..layers import InstanceNorm, ValidBatchNorm, convolution
 from .connector import Connector, PositionLinear
-from .matching import Channels, Features, layers, matched
+from .matching import EVERYWHERE, Channels, Features, layers, matched
 from .pyramid import Grids, squared_cells
 
 NORMS = ("batch", "instance")
@@ -41,7 +41,7 @@ def review_loss(
     levels             positive numbers, the cells of each axis.
     fit                which levels are used. "smallest": l below every spatial size. "frames": l below T, whatever F:
                        as published, where a level that F does not reach repeats bands.
-    lengths            (B,) integers: valid frames; windows average over those, and cells behind them don't count.
+    lengths            (B,) integers: valid frames; each sample's grids lie over those alone, as if it were cut there.
     padded_length      the frames to which lengths refer; default: T of the feature with most.
     weights            n numbers; default 1/n. Published code adds up the layers: weights=[1] * n.
 
@@ -62,51 +62,51 @@ def _review(found, padding: Padding, levels: Sequence[int] = (4, 2, 1), fit: str
     losses = []
     for s, t in found:
         s, t = (x[..., None] if x.dim() == 3 else x for x in (s, t))
-        sizes = s.shape[2:3] if fit == "frames" or s.shape[3] == 1 else s.shape[2:]
-        grids = _grids(s, [level for level in levels if level < min(sizes)], padding)
-        losses.append(batch_mean(squared_cells(s, t, grids)))
+        if fit == "smallest" and s.shape[3] > 1:
+            used = [level for level in levels if level < s.shape[3]]
+        else:
+            used = levels
+        losses.append(batch_mean(squared_cells(s, t, _grids(s, used, padding))))
     return weighted(losses, weights, found)
 
 
 def _grids(x: Tensor, levels: Sequence[int], padding: Padding) -> Grids:
-    """The grids of one layer; weights that make means of sums, those of the levels among them."""
-    channels, frames, bands = x.shape[1:]
-    like = torch.empty(0, dtype=accumulation_dtype(x.dtype), device=x.device)
-    mask = padding.mask(x)
-    level_weights = [0.5 ** (i + 1) for i in range(len(levels))]
-    total = 1 + sum(level_weights)
-    positions = padding.positions(x)
-    if not isinstance(positions, Tensor):
-        positions = torch.tensor([positions], device=x.device)
-    over_frames, over_bands, blocks = [], [], []
-    for level, weight in zip(levels, level_weights, strict=True):
-        columns = level if bands > 1 else 1
-        windows, valid = pooling_windows(x, level, padding)
-        over_frames.append(windows)
-        over_bands.append(pooling_windows(x.mT, columns, Padding(None, 1))[0][0])
-        counts = valid.sum(1, keepdim=True).clamp_min(1) * (columns * channels * total)
-        blocks.append((weight * valid.to(like) / counts)[:, :, None].expand(-1, -1, columns))
-    if not levels:
-        empty = like.new_zeros((1, 0, 0))
-        return Grids(
-            like.new_zeros((1, 0, frames)),
-            like.new_zeros((0, bands)),
-            empty,
-            _fine(positions, channels, total, like),
-            mask,
-        )
-    sizes = [block.shape[2] for block in blocks]
-    weights = torch.cat(
-        [nn.functional.pad(block, (sum(sizes[:i]), sum(sizes[i + 1 :]))) for i, block in enumerate(blocks)],
-        1,
+    """The grids of one layer, over the valid frames of each sample; weights that make the mean over levels of sums."""
+    (_, channels, frames, bands), mask = x.shape, padding.mask(x)
+    dtype = accumulation_dtype(x.dtype)
+    valid = torch.tensor([frames], device=x.device) if mask is None else mask.sum(1)
+    fits = (
+        torch.stack([valid > level for level in levels], 1)
+        if levels
+        else valid.new_zeros((len(valid), 0), dtype=torch.bool)
     )
+    shares = torch.where(fits, 0.5 ** fits.cumsum(1).to(dtype), 0)
+    unit = 1 / (channels * (1 + shares.sum(1)))
+    columns = [level if bands > 1 else 1 for level in levels]
+    weights = x.new_zeros((len(valid), sum(levels), sum(columns)), dtype=dtype)
+    row = column = 0
+    for index, (level, width) in enumerate(zip(levels, columns, strict=True)):
+        weights[:, row : row + level, column : column + width] = (shares[:, index] * unit / (level * width))[
+            :, None, None
+        ]
+        row, column = row + level, column + width
+    width = torch.tensor([bands], device=x.device)
     return Grids(
-        torch.cat(over_frames, 1), torch.cat(over_bands), weights, _fine(positions, channels, total, like), mask
+        torch.cat([_windows(valid, level, frames, dtype) for level in (*levels, 0)], 1),
+        torch.cat([_windows(width, cells, bands, dtype)[0] for cells in (*columns, 0)]),
+        weights,
+        unit / (valid * bands).clamp_min(1),
+        mask,
     )
 
 
-def _fine(positions: Tensor, channels: int, total: float, like: Tensor) -> Tensor:
-    return 1 / (positions.to(like) * (channels * total))
+def _windows(sizes: Tensor, cells: int, length: int, dtype: torch.dtype) -> Tensor:
+    """(K, cells, length): row u of item k averages over window u of adaptive pooling of sizes[k] positions."""
+    cell, position = torch.arange(cells, device=sizes.device)[:, None], torch.arange(length, device=sizes.device)
+    sizes = sizes[:, None, None]
+    begin, end = cell * sizes // max(cells, 1), -(-(cell + 1) * sizes // max(cells, 1))
+    inside = ((position >= begin) & (position < end)).to(dtype)
+    return inside / inside.sum(2, keepdim=True).clamp_min(1)
 
 
 class ReviewLoss(Configured):
@@ -179,7 +179,7 @@ class ABF(nn.Module):
         )
 
     def forward(
-        self, features: Sequence[Tensor], sizes: Sequence[Sequence[int]], padding: Padding = Padding(None, 1)
+        self, features: Sequence[Tensor], sizes: Sequence[Sequence[int]], padding: Padding = EVERYWHERE
     ) -> list[Tensor]:
         """(B, teacher_channels[i], *sizes[i]) for each layer; features (B, student_channels[i], *spatial)."""
         if len(features) != len(self.layers):

@@ -26,19 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..arithmetic import inverse, root, wide
 from ..checks import check_choice
 from ..features import Configured, batch_mean, check_equal, flat, gather, pairs, weighted
-from .gram import (
-    between_differences,
-    between_samples,
-    cosines,
-    eye,
-    inverse,
-    root,
-    row_divergence,
-    squared_distances,
-    wide,
-)
+from .gram import between_differences, between_samples, cosines, eye, row_divergence, squared_distances
 
 Features = Tensor | Sequence[Tensor]
 CONVENTIONS = ("paper", "published")
@@ -192,9 +183,9 @@ def rkd_loss(
     convention   "paper": means over pairs and triples of different samples. "published": over all B^2 and B^3, whose
                  degenerate members are zero, as in all code.
 
-    All from the Gram matrix G of the differences to the first sample, (x_j - x_i).(x_k - x_i) = G_jk - G_ij - G_ik + G_ii,
-    never B x B x D. Equal samples have distance zero, angle zero and no gradient there. Fewer than two samples (three
-    for angles) give zero; published code gives NaN.
+    All from the Gram matrix G of the differences to the first sample, (x_j - x_i).(x_k - x_i) = G_jk - G_ij - G_ik
+    + G_ii, never B x B x D. Equal samples have distance zero, angle zero and no gradient there. Fewer than two samples
+    (three for angles) give zero; published code gives NaN.
     """
     check_choice("convention", convention, CONVENTIONS)
 

@@ -14,7 +14,8 @@ weights            n numbers; default 1/n.
 
 returns a scalar in float32 (float64 if a feature is), and raises TypeError or ValueError that names the argument.
 
-Traffic: the products read S and T once forward, S (and, for NST and affinity, T) once or twice backward; affinity makes
+Traffic: ICKD and affinity between channels read S and T once forward, S (affinity: and T) once more backward, and
+write the gradient once (the ops `gram` and `dots`); NST reads S and T twice; affinity between positions makes
 normalised copies of both.
 """
 
@@ -25,10 +26,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ...ops.dots import dots
+from ...ops.gram import gram
+from ..arithmetic import SILENT, inverse, root, unit, wide
 from ..checks import check_choice
 from ..features import Configured, Padding, batch_mean, check_equal, pairs, resized, smaller, weighted
 from ..layers import ValidBatchNorm, convolution
-from .gram import cross_cosines, gram, inverse, products, root, small, unit, wide
+from .gram import cross_cosines, products
 
 Features = Tensor | Sequence[Tensor]
 
@@ -36,7 +40,7 @@ Features = Tensor | Sequence[Tensor]
 def _on_one_grid(s: Tensor, t: Tensor, padding: Padding, index: int) -> tuple[Tensor, Tensor]:
     check_equal(index, "number of axes", s.dim(), t.dim())
     sizes = smaller(s, t)
-    return wide(resized(s, sizes, padding)), wide(resized(t, sizes, padding))
+    return tuple(x if list(x.shape[2:]) == sizes else resized(x, sizes, padding) for x in (s, t))
 
 
 def nst_loss(
@@ -66,16 +70,17 @@ def nst_loss(
     losses = []
     found, padding = pairs(student_features, teacher_features, lengths, padded_length)
     for index, (s, t) in enumerate(found):
-        x, y = (a.flatten(2) for a in _on_one_grid(s, t, padding, index))
-        dots = dict(zip(("s", "t", "st"), cross_cosines(x, y), strict=True))
+        # Widened once: two gradients, rounded to half precision each, would cancel to noise.
+        x, y = (wide(feature) for feature in _on_one_grid(s, t, padding, index))
+        cosine = dict(zip(("s", "t", "st"), cross_cosines(x, y), strict=True))
         if kernel == "poly":
-            k = {name: d.square() for name, d in dots.items()}
+            k = {name: c.square() for name, c in cosine.items()}
         elif kernel == "linear":
-            k = dots
+            k = cosine
         else:
-            norms = {name: dots[name].diagonal(dim1=1, dim2=2) for name in ("s", "t")}
+            norms = {name: cosine[name].diagonal(dim1=1, dim2=2) for name in ("s", "t")}
             distances = {
-                name: norms[name[0]][:, :, None] + norms[name[-1]][:, None, :] - 2 * d for name, d in dots.items()
+                name: norms[name[0]][:, :, None] + norms[name[-1]][:, None, :] - 2 * c for name, c in cosine.items()
             }
             if bandwidth is None:
                 scale = inverse(2 * distances["st"].detach().mean((1, 2), keepdim=True))
@@ -133,10 +138,16 @@ def _flow(x: Tensor, y: Tensor, pooling: str, padding: Padding) -> Tensor:
     if x.dim() != y.dim():
         raise ValueError(f"student_features: expected layers of {x.dim()} axes throughout, got {y.dim()}")
     sizes = smaller(x, y)
-    x, y = (wide(resized(a, sizes, padding) if pooling == "avg" else _largest(a, sizes, padding)) for a in (x, y))
+    x, y = (_meet(a, sizes, pooling, padding) for a in (x, y))
     count = padding.positions(x)
     g = products(x.flatten(2), y.flatten(2))
     return g / (count[:, None, None] if isinstance(count, Tensor) else count)
+
+
+def _meet(x: Tensor, sizes: Sequence[int], pooling: str, padding: Padding) -> Tensor:
+    if list(x.shape[2:]) == sizes:
+        return x
+    return resized(x, sizes, padding) if pooling == "avg" else _largest(x, sizes, padding)
 
 
 def _largest(x: Tensor, sizes: Sequence[int], padding: Padding) -> Tensor:
@@ -199,9 +210,9 @@ def affinity_loss(
                of ||A_s - A_t||_F / N: our reading of the paper. Channels may differ.
     squared    ||.||_F^2 in place of ||.||_F (and N^2 in place of N).
 
-    No N x N matrix is formed: for a channel ||A_s - A_t||_F^2 = (|d|^2 |m|^2 + (d.m)^2) / 2 with d = u_s - u_t,
-    m = u_s + u_t, which has no difference of large numbers; for positions the Gram matrices of channels do. Equal maps
-    and silent ones have a finite gradient (published: NaN).
+    No N x N matrix is formed: for a channel ||A_s - A_t||_F^2 = 2 (1 - cos^2) from the op `dots`, of nearly equal maps
+    without a difference of large numbers; for positions the Gram matrices of channels do. Equal maps and silent ones
+    have a finite gradient (published: NaN).
     """
     check_choice("relation", relation, ("channel", "position"))
     losses = []
@@ -209,21 +220,31 @@ def affinity_loss(
     for index, (s, t) in enumerate(found):
         if relation == "channel":
             check_equal(index, "channels", s.shape[1], t.shape[1])
-        x, y = (a.flatten(2) for a in _on_one_grid(s, t, padding, index))
+        x, y = _on_one_grid(s, t, padding, index)
         if relation == "channel":
-            x, y = unit(x), unit(y)
-            d, m = x - y, x + y
-            dots = [small((a * b).sum(-1)) for a, b in ((d, d), (m, m), (d, m))]
-            error = (dots[0] * dots[1] + dots[2].square()) / 2
+            error = _affinity(dots(x, y))
         else:
-            x, y = unit(x, 1), unit(y, 1)
-            squares = [products(a, b).square().sum((1, 2)) for a, b in ((x, x), (y, y), (x, y))]
+            x, y = (unit(wide(a).flatten(2), 1) for a in (x, y))
+            # One kind of product for all three, so that equal maps give zero. (torch.compile takes no tensor twice.)
+            both = (x, x.view_as(x)), (y, y.view_as(y)), (x, y)
+            squares = [products(a, b).square().sum((1, 2)) for a, b in both]
             error = (squares[0] + squares[1] - 2 * squares[2])[:, None]
         grid = s.new_empty((*s.shape[:2], *smaller(s, t)), device="meta")
         count = padding.positions(grid)
         error = error.sum(1) / count**2 if squared else root(error).sum(1) / count
         losses.append(batch_mean(error))
     return weighted(losses, weights, found)
+
+
+def _affinity(products: Tensor) -> Tensor:
+    """||A_x - A_y||_F^2 = 2 (1 - cos^2) of each channel from its `dots`; 1 if one of both is silent, 0 if both are."""
+    xx, yy, xy, xe, ee = products.unbind(-1)
+    near = ee <= xx / 4
+    # The same number, of which the first keeps its digits where y is near x, the second where their sizes differ.
+    area = torch.where(near, xx * ee - xe.square(), xx * yy - xy.square()).clamp_min(0)
+    silent_x, silent_y = (root(norm.detach()) <= SILENT for norm in (xx, yy))
+    either = silent_x | silent_y
+    return torch.where(either, (silent_x ^ silent_y).to(area.dtype), 2 * area / torch.where(either, 1, xx * yy))
 
 
 class NSTLoss(Configured):

@@ -14,15 +14,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...ops.gram import gram, matrix_dtype
+from ...backends import refuse_second_derivative
+from ...ops.gram import gram
 from ...ops.shapes import accumulation_dtype
+from ..arithmetic import inverse, root, small
 
-SILENT = 1e-12  # norms up to this one are silence
-
-
-def small(x: Tensor) -> Tensor:
-    """Float64 where the device has it."""
-    return x.to(matrix_dtype(x.device))
+BLOCK = 2**19  # elements widened at once
 
 
 def between_samples(x: Tensor) -> Tensor:
@@ -44,33 +41,43 @@ def between_differences(x: Tensor) -> tuple[Tensor, Tensor]:
     return differences, differences + with_first[:, None] + with_first + g[0, 0]
 
 
+class _Products(torch.autograd.Function):
+    """In blocks of groups where features are widened, so that no wide copy is larger than a block."""
+
+    @staticmethod
+    def forward(x, y):
+        return small(_matmul(x, y.mT, x.new_empty(0, dtype=torch.promote_types(accumulation_dtype(x.dtype), y.dtype))))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, y = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            of_x = refuse_second_derivative(_matmul(grad, y, x)) if ctx.needs_input_grad[0] else None
+            of_y = refuse_second_derivative(_matmul(grad.mT, x, y)) if ctx.needs_input_grad[1] else None
+        return of_x, of_y
+
+
+def _matmul(x: Tensor, y: Tensor, like: Tensor) -> Tensor:
+    """x @ y of two batches of matrices, computed in float32 or float64, in the dtype of `like`."""
+    dtype = accumulation_dtype(torch.promote_types(like.dtype, y.dtype))
+    if y.dtype == like.dtype == dtype:
+        return torch.bmm(x.to(dtype), y)
+    result = like.new_empty((x.shape[0], x.shape[1], y.shape[2]))
+    step = max(BLOCK // max(y[:1].numel(), 1), 1)
+    for first in range(0, len(x), step):
+        block = slice(first, first + step)
+        result[block] = torch.bmm(x[block].to(dtype), y[block].to(dtype))
+    return result
+
+
 def products(x: Tensor, y: Tensor) -> Tensor:
-    """x yᵀ of the rows of (G, R, N) and (G, S, N), float32 or float64 inputs; (G, R, S) float64."""
+    """x yᵀ of the rows of (G, R, N) and (G, S, N); (G, R, S) float64."""
     with torch.autocast(x.device.type, enabled=False):
-        dtype = torch.promote_types(x.dtype, y.dtype)
-        return small(torch.bmm(x.to(dtype), y.to(dtype).mT))
-
-
-def wide(x: Tensor) -> Tensor:
-    """`x` in float32, or float64 if it is that."""
-    return x.to(accumulation_dtype(x.dtype))
-
-
-def root(x: Tensor) -> Tensor:
-    """sqrt(x) where x is positive; zero, with zero gradient, where it is not."""
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)
-
-
-def inverse(norm: Tensor, eps: float = 0.0) -> Tensor:
-    """1 / (norm + eps); zero, with zero gradient, where the norm is silence."""
-    silent = norm <= SILENT
-    return torch.where(silent, 0, 1 / torch.where(silent, 1, norm + eps))
-
-
-def unit(x: Tensor, dim: int = -1) -> Tensor:
-    """x / ||x|| along `dim`; zero, with zero gradient, where x is silent."""
-    return x * inverse(root(x.square().sum(dim, keepdim=True)))
+        return _Products.apply(x, y)
 
 
 def cosines(g: Tensor, eps: float = 0.0) -> Tensor:
@@ -83,8 +90,9 @@ def cosines(g: Tensor, eps: float = 0.0) -> Tensor:
 
 
 def cross_cosines(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosines within the rows of x (G, R, N), within those of y (G, S, N), and between them."""
-    within, other, between = products(x, x), products(y, y), products(x, y)
+    """Cosines within the channels of x, within those of y, and between them, of features on one grid."""
+    within, other = gram(x, "channels"), gram(y, "channels")
+    between = products(x.flatten(2), y.flatten(2))
     scales = [inverse(root(g.diagonal(dim1=-2, dim2=-1))) for g in (within, other)]
     return cosines(within), cosines(other), between * scales[0][:, :, None] * scales[1][:, None, :]
 

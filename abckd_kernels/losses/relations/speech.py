@@ -25,6 +25,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..arithmetic import unit
 from ..checks import check_choice
 from ..features import (
     Configured,
@@ -37,7 +38,7 @@ from ..features import (
     smaller,
     weighted,
 )
-from .gram import cosines, gram, row_divergence, unit
+from .gram import cosines, gram, row_divergence
 
 Features = Tensor | Sequence[Tensor]
 DIVERGENCES = ("jeffreys", "kl", "squared")

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..relations.gram import small, wide
+from ..arithmetic import small, wide
 
 BLOCK = 2**17  # logits at once
 

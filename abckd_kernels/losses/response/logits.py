@@ -33,9 +33,9 @@ from torch import Tensor
 
 from ...ops import shapes
 from ...ops.divergence import check_options, divergence
+from ..arithmetic import inverse, root, wide
 from ..checks import check_choice
 from ..features import Configured, Padding, weighted
-from ..relations.gram import inverse, root, wide
 from .correlation import constant_below, correlation_distances
 from .decoupled import decoupled
 

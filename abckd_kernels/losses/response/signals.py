@@ -83,8 +83,3 @@ def check_waveform(x: Tensor, name: str) -> torch.Size:
     if x.dim() not in (2, 3) or 0 in x.shape[1:]:
         raise ValueError(f"{name}: expected (B, samples) or (B, C, samples), got shape {tuple(x.shape)}")
     return x.shape
-
-
-def wide(x: Tensor) -> Tensor:
-    """`x` in the dtype of sums."""
-    return x.to(shapes.accumulation_dtype(x.dtype))

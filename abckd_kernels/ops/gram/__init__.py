@@ -12,8 +12,8 @@ For a feature x (B, C, T), (B, C, T, F), or vectors (B, D), the rows of each gro
 
 with z = x, or, shifted, z_0 = x_0 and z_r = x_r - x_0: distances of the rows are then differences of numbers of their
 own size, not of the size of the features' mean, and the products of the rows themselves still follow from G
-(losses/relations/gram.py). Products are taken in float32 (float64 for float64 features) and summed over some hundred columns
-in it, beyond that in float64.
+(losses/relations/gram.py). Products are taken in float32 (float64 for float64 features) and summed over some hundred
+columns in it, on a GPU some thousand, beyond that in float64.
 
 Derivative, with M = dG + dGᵀ: gz = M z; shifted, gx_r = gz_r for r > 0 and gx_0 = gz_0 - sum_{r>0} gz_r.
 
@@ -24,7 +24,6 @@ bands that is not channels_last.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ... import backends
@@ -65,11 +64,6 @@ def size(x: Tensor, axis: str) -> tuple[int, int, int]:
     return groups, rows, rows
 
 
-def matrix_dtype(device: torch.device) -> torch.dtype:
-    """float64, where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 def laid_out(x: Tensor, axis: str) -> Tensor:
     """`x` as it lies if neighbours in a row of the axis are then neighbours in memory, else one copy."""
     if axis == "samples":
@@ -82,7 +76,7 @@ def laid_out(x: Tensor, axis: str) -> Tensor:
 
 
 def _forward_fake(x, axis, shifted):
-    return x.new_empty(size(x, axis), dtype=matrix_dtype(x.device))
+    return x.new_empty(size(x, axis), dtype=shapes.matrix_dtype(x.device))
 
 
 def _backward_fake(grad, x, axis, shifted):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..shapes import accumulation_dtype, empty_like
-from . import laid_out, matrix_dtype
+from ..shapes import accumulation_dtype, empty_like, matrix_dtype
+from . import laid_out
 
 COLUMNS = 512  # whose products are summed in float32
 

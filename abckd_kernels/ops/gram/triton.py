@@ -26,6 +26,8 @@ from . import laid_out
 from .reference import row_factors
 
 CHUNK = 2048  # columns whose products are added in float32
+COLUMNS = 64  # of a tile of the gradient
+MOST_REGISTERS = 255  # of a thread: what products hold would spill below
 
 
 class Rows(NamedTuple):
@@ -177,14 +179,14 @@ def backward_kernel(
 def forward(x: Tensor, axis: str, shifted: bool) -> Tensor:
     x = laid_out(x, axis)
     at = Rows.of(x, axis)
-    chunk = at.chunk(x)
+    chunk, wide = at.chunk(x), at.block == 64
     chunks, tiles = triton.cdiv(at.columns, chunk), triton.cdiv(at.rows, at.block)
     partial = x.new_empty((chunks, at.groups, at.rows, at.rows), dtype=accumulation_dtype(x.dtype))
     launch(
         forward_kernel, chunks * at.groups * tiles * (tiles + 1) // 2, x,
         x, partial, at.rows, at.columns, at.strides, at.groups, chunk, tiles,
         FLAT=at.outer == 1, SHIFTED=shifted, DOUBLE=x.dtype == torch.float64, ONE_TILE=tiles == 1,
-        BLOCK_R=at.block, BLOCK_K=64 if at.block < 64 else 16, num_warps=4,
+        BLOCK_R=at.block, BLOCK_K=32 if wide else 64, num_warps=8 if wide else 4, registers=MOST_REGISTERS,
     )  # fmt: skip
     return partial.sum(0, dtype=torch.float64)
 
@@ -194,12 +196,12 @@ def backward(grad: Tensor, x: Tensor, axis: str, shifted: bool) -> Tensor:
     at = Rows.of(x, axis)
     result = empty_like(x)
     matrix = row_factors(grad, shifted).to(accumulation_dtype(x.dtype)).contiguous()
-    columns = 64 if at.block < 64 else 32
-    column_tiles, row_tiles = triton.cdiv(at.columns, columns), triton.cdiv(at.rows, at.block)
+    block = min(at.block, 32)
+    column_tiles, row_tiles = triton.cdiv(at.columns, COLUMNS), triton.cdiv(at.rows, block)
     launch(
         backward_kernel, at.groups * column_tiles * row_tiles, x,
         matrix, x, result, at.rows, at.columns, at.strides, column_tiles, row_tiles,
         FLAT=at.outer == 1, SHIFTED=shifted, DOUBLE=x.dtype == torch.float64,
-        BLOCK_R=at.block, BLOCK_S=16, BLOCK_K=columns, num_warps=4,
+        BLOCK_R=block, BLOCK_S=16, BLOCK_K=COLUMNS, num_warps=8 if block == 32 else 4, registers=MOST_REGISTERS,
     )  # fmt: skip
     return result

@@ -9,6 +9,7 @@ in float32 (float64 for float64 features). f is one of KINDS, with x = `paramete
     kind               f(s, t)                                                              loss
     "squared"          (s - t)^2                                                            hint, VID
     "power"            |s - t|^x, x > 0                                                     SRD
+    "rectified"        (max(0, s) - t)^2                                                    hint behind a ReLU
     "boundary"         max(0, x - s)^2 where t > 0, max(0, s + x)^2 elsewhere               AB
     "margin"           (s - t')^2 where t > 0 or s > t', 0 elsewhere; t' = max(t, m[c])     OFD
     "heteroscedastic"  (t - s)^2 / (x + exp(l)) + l, l (B, C, *spatial)                     PAD
@@ -45,6 +46,7 @@ class Kind(NamedTuple):
 KINDS = {
     "squared": Kind(),
     "power": Kind(parameter=4.0),
+    "rectified": Kind(),
     "boundary": Kind(parameter=1.0),
     "margin": Kind(per_channel=True),
     "heteroscedastic": Kind(parameter=1e-6, third=True),

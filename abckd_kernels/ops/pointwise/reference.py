@@ -23,6 +23,14 @@ def _power_slopes(s, t, third, per_channel, x):
     return (torch.where(d == 0, 0, x * d.abs() ** (x - 1) * d.sign()),)
 
 
+def _rectified(s, t, third, per_channel, x):
+    return (s.relu() - t).square()
+
+
+def _rectified_slopes(s, t, third, per_channel, x):
+    return (torch.where(s <= 0, 0, 2 * (s - t)),)
+
+
 def _boundary(s, t, third, per_channel, x):
     return torch.where(t > 0, x - s, s + x).relu().square()
 
@@ -54,6 +62,7 @@ def _heteroscedastic_slopes(s, t, third, per_channel, x):
 FUNCTIONS = {
     "squared": Function(lambda s, t, *_: (s - t).square(), lambda s, t, *_: (2 * (s - t),)),
     "power": Function(lambda s, t, third, per_channel, x: (s - t).abs() ** x, _power_slopes),
+    "rectified": Function(_rectified, _rectified_slopes),
     "boundary": Function(_boundary, _boundary_slopes),
     "margin": Function(lambda *args: _margin_distance(*args).square(), lambda *args: (2 * _margin_distance(*args),)),
     "heteroscedastic": Function(_heteroscedastic, _heteroscedastic_slopes),

@@ -87,6 +87,9 @@ def value(s, t, third, m, x, KIND: tl.constexpr, FACTORS: tl.constexpr):
         return d * d
     elif KIND == "power":
         return raised(tl.abs(d), x, FACTORS)
+    elif KIND == "rectified":
+        d = positive(s) - t
+        return d * d
     elif KIND == "boundary":
         miss = boundary_miss(s, t, x)
         return miss * miss
@@ -108,6 +111,9 @@ def slopes(s, t, third, m, x, KIND: tl.constexpr, FACTORS: tl.constexpr):
     elif KIND == "power":
         magnitude = x * raised(tl.abs(d), x - 1, FACTORS - 1 if FACTORS > 0 else FACTORS)
         slope = tl.where(d == 0, 0.0, tl.where(d < 0, -magnitude, magnitude))
+        return slope, slope
+    elif KIND == "rectified":
+        slope = tl.where(s <= 0, 0.0, 2 * d)
         return slope, slope
     elif KIND == "boundary":
         miss = boundary_miss(s, t, x)

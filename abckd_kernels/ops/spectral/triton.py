@@ -243,8 +243,8 @@ def backward(
 def _plan(x: Tensor, lengths: Tensor | None) -> tuple[tuple[int, int, int], int, dict]:
     """(numbers of a sample, frames, inner), blocks per sample, and what is constant in the kernels."""
     numbers = x.shape[1:].numel()
-    # Four loads of 16 bytes per thread of each spectrum.
-    block = 4 * WARPS * 32 * 16 // x.element_size()
+    # Up to four loads of 16 bytes per thread of each spectrum; 8 bins take the registers that there are.
+    block = WARPS * 32 * min(4 * 16 // x.element_size(), 16)
     blocks = triton.cdiv(numbers + ALIGNED.value - 1, block)
     inner = x.shape[-3] if spectra.is_bands_last(x) else 1
     constants = {"DOUBLE": x.dtype == torch.float64, "BLOCK": block, "num_warps": WARPS}

@@ -89,7 +89,7 @@ struct CompressBackwardArguments {
 // ------------------------------------------------------------------------------------------------ pointwise
 
 // Which function of student and teacher: see abckd_kernels/ops/pointwise.
-enum class PointwiseKind { squared, power, boundary, margin, heteroscedastic };
+enum class PointwiseKind { squared, power, rectified, boundary, margin, heteroscedastic };
 
 struct PointwiseArguments {
   Dtype dtype;  // of student, teacher and third, which lie alike
@@ -213,6 +213,25 @@ struct ProjectBackwardArguments {
   void* weight_grad;        // [d, c]
   void* bias_grad;          // [d]
   void* attention_grad;     // [b, j]
+};
+
+// ------------------------------------------------------------------------------------------------ dots
+
+// Products of rows x[r, k] and y[r, k], contiguous: x.x, y.y, x.y, x.e, e.e with e = y - x.
+constexpr int kDotProducts = 5;
+
+struct DotsArguments {
+  Dtype dtype;
+  const void* x;
+  const void* y;
+  int64_t rows, columns;
+  double* dots;  // [r, kDotProducts]; backward does not use it
+};
+
+struct DotsBackwardArguments {
+  DotsArguments dots;
+  const double* factors;  // [r, 2]: of x and of e
+  void* result;           // [r, k]: factors[r, 0] x + factors[r, 1] e
 };
 
 }  // namespace abckd

@@ -1,0 +1,79 @@
+"""dots in Triton: a program owns one channel of one sample.
+
+Bytes, with S the size of a feature: forward reads 2 S; backward reads 2 S and writes S. Everything is float64, five
+products per element: where that is rare (1/64 of float32's rate), memory is still slower.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..triton_layers import launch
+
+BLOCK = 512
+
+
+@triton.jit
+def forward_kernel(x_ptr, y_ptr, dots_ptr, columns, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    x_ptr += row * columns
+    y_ptr += row * columns
+    xx = tl.zeros((BLOCK,), tl.float64)
+    yy = tl.zeros((BLOCK,), tl.float64)
+    xy = tl.zeros((BLOCK,), tl.float64)
+    xe = tl.zeros((BLOCK,), tl.float64)
+    ee = tl.zeros((BLOCK,), tl.float64)
+    for begin in range(0, columns, BLOCK):
+        k = begin + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + k, k < columns, other=0).to(tl.float64)
+        y = tl.load(y_ptr + k, k < columns, other=0).to(tl.float64)
+        e = y - x
+        xx += x * x
+        yy += y * y
+        xy += x * y
+        xe += x * e
+        ee += e * e
+    dots_ptr += row * 5
+    tl.store(dots_ptr, tl.sum(xx, 0))
+    tl.store(dots_ptr + 1, tl.sum(yy, 0))
+    tl.store(dots_ptr + 2, tl.sum(xy, 0))
+    tl.store(dots_ptr + 3, tl.sum(xe, 0))
+    tl.store(dots_ptr + 4, tl.sum(ee, 0))
+
+
+@triton.jit
+def backward_kernel(factors_ptr, x_ptr, y_ptr, result_ptr, columns, blocks, BLOCK: tl.constexpr):
+    program = tl.program_id(0).to(tl.int64)
+    row = program // blocks
+    k = program % blocks * BLOCK + tl.arange(0, BLOCK)
+    of_x = tl.load(factors_ptr + row * 2)
+    of_e = tl.load(factors_ptr + row * 2 + 1)
+    x = tl.load(x_ptr + row * columns + k, k < columns, other=0).to(tl.float64)
+    y = tl.load(y_ptr + row * columns + k, k < columns, other=0).to(tl.float64)
+    fresh = x * of_x + (y - x) * of_e
+    # By way of float32, which Triton's interpreter needs for bfloat16.
+    narrow = fresh if result_ptr.dtype.element_ty == tl.float64 else fresh.to(tl.float32)
+    tl.store(result_ptr + row * columns + k, narrow.to(result_ptr.dtype.element_ty), k < columns)
+
+
+def forward(x: Tensor, y: Tensor) -> Tensor:
+    x, y = x.contiguous(), y.contiguous()
+    dots = x.new_empty((*x.shape[:2], 5), dtype=torch.float64)
+    launch(forward_kernel, x.shape[0] * x.shape[1], x, x, y, dots, x[0, 0].numel() if len(x) else 0, BLOCK=BLOCK)
+    return dots
+
+
+def backward(factors: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    x, y = x.contiguous(), y.contiguous()
+    factors = factors.to(torch.float64).contiguous()
+    result = torch.empty_like(x)
+    columns = x[0, 0].numel() if len(x) else 0
+    blocks = triton.cdiv(columns, BLOCK)
+    launch(
+        backward_kernel, x.shape[0] * x.shape[1] * blocks, x,
+        factors, x, y, result, columns, blocks, BLOCK=BLOCK,
+    )  # fmt: skip
+    return result

@@ -1,0 +1,45 @@
+// dots over torch's tensors: checks, and memory for the results.
+#include "dots.h"
+
+namespace abckd {
+namespace {
+
+DotsArguments arguments_of(const Tensor& x, const Tensor& y) {
+  const int64_t rows = x.size(0) * x.size(1);
+  return {dtype_of(x), x.const_data_ptr(), y.const_data_ptr(), rows, rows > 0 ? x.numel() / rows : 0, nullptr};
+}
+
+void check(const Tensor& x, const Tensor& y) {
+  TORCH_CHECK_VALUE(x.dim() >= 3, "x: expected (B, C, T) or (B, C, T, F), got ", x.sizes());
+  check_shape("y", y, x.sizes());
+  check_device("y", y, x.device());
+  TORCH_CHECK_TYPE(x.scalar_type() == y.scalar_type(), "y: expected ", x.scalar_type(), " as of x, got ", y.scalar_type());
+}
+
+}  // namespace
+
+Tensor dots_forward(const DotsLaunchers& launchers, const Tensor& x, const Tensor& y) {
+  check(x, y);
+  const OnDeviceOf current(x);
+  const Tensor rows = x.contiguous(), others = y.contiguous();
+  const Tensor dots = at::empty({x.size(0), x.size(1), kDotProducts}, x.options().dtype(at::kDouble));
+  DotsArguments a = arguments_of(rows, others);
+  a.dots = dots.mutable_data_ptr<double>();
+  if (dots.numel() > 0) launchers.forward(a);
+  return dots;
+}
+
+Tensor dots_backward(const DotsLaunchers& launchers, const Tensor& factors, const Tensor& x, const Tensor& y) {
+  check(x, y);
+  check_shape("factors", factors, {x.size(0), x.size(1), 2});
+  check_device("factors", factors, x.device());
+  const OnDeviceOf current(x);
+  const Tensor rows = x.contiguous(), others = y.contiguous(), given = factors.to(at::kDouble).contiguous();
+  const Tensor result = empty_as(rows);
+  if (result.numel() > 0) {
+    launchers.backward({arguments_of(rows, others), given.const_data_ptr<double>(), result.mutable_data_ptr()});
+  }
+  return result;
+}
+
+}  // namespace abckd
