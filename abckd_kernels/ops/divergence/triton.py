@@ -26,6 +26,8 @@ from . import KINDS, saved_rows
 WARP = 64 if torch.version.hip else 32
 REGISTERS = 160  # of forward where a thread keeps the sums of 8 places: more than other kernels are given
 
+MOST_REGISTERS = 168  # of a thread: three blocks per multiprocessor; some kinds would spill at 128
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -325,5 +327,6 @@ def _describe(x: Tensor, kind: int) -> tuple[Tile, tuple[int, ...], dict]:
         "BLOCK_R": tile.block_r,
         "BLOCK_K": tile.block_k,
         "num_warps": tile.num_warps,
+        "registers": MOST_REGISTERS,
     }
     return tile, (tile.rows, tile.tiles, outer * inner, classes, *strides), constants

@@ -186,7 +186,7 @@ def forward(x: Tensor, axis: str, shifted: bool) -> Tensor:
         forward_kernel, chunks * at.groups * tiles * (tiles + 1) // 2, x,
         x, partial, at.rows, at.columns, at.strides, at.groups, chunk, tiles,
         FLAT=at.outer == 1, SHIFTED=shifted, DOUBLE=x.dtype == torch.float64, ONE_TILE=tiles == 1,
-        BLOCK_R=at.block, BLOCK_K=32 if wide else 64, num_warps=8 if wide else 4, registers=MOST_REGISTERS,
+        BLOCK_R=at.block, BLOCK_K=16 if wide else 64, num_warps=8 if wide else 4, registers=MOST_REGISTERS,
     )  # fmt: skip
     return partial.sum(0, dtype=torch.float64)
 

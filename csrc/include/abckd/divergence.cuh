@@ -18,6 +18,7 @@ namespace abckd::cuda {
 constexpr int kDivergenceWarps = 4;
 constexpr int kDivergenceThreads = kDivergenceWarps * kWarp;
 constexpr int kDivergenceBlocks = 4;  // per multiprocessor, at least; caps registers at 128
+constexpr int kDivergencePlaneBlocks = 3;  // likewise where classes are planes: at 168, since 128 spill
 constexpr int kSpans = 2;             // of 16 bytes that a thread of a team reads at once of each network
 
 struct DivergenceForward {
@@ -574,7 +575,7 @@ __device__ void divergence_planes(const DivergenceForward& a, Accumulator<E>* sh
 
 // Reads both logits once (Jensen-Shannon: twice), writes up to 6 numbers per position.
 template <typename E>
-__global__ void __launch_bounds__(kDivergenceThreads, kDivergenceBlocks)
+__global__ void __launch_bounds__(kDivergenceThreads, kDivergencePlaneBlocks)
     divergence_planes_kernel(const __grid_constant__ DivergenceForward a) {
   ABCKD_SHARED(Accumulator<E>, shared, (kTallied * kDivergenceWarps + kNormalisers) * kMostColumns<E>);
   if (a.kind == DivergenceKind::jsd) {
