@@ -24,7 +24,6 @@ from ..triton_layers import launch
 from . import KINDS, saved_rows
 
 WARP = 64 if torch.version.hip else 32
-REGISTERS = 160  # of forward where a thread keeps the sums of 8 places: more than other kernels are given
 
 MOST_REGISTERS = 168  # of a thread: three blocks per multiprocessor; some kinds would spill at 128
 
@@ -295,7 +294,7 @@ def forward(
         student, teacher, values if ignore is None else ignore.contiguous(),  # an unread pointer must still be one
         values, saved if gradients else values, *sizes, 1 / temperature, beta,
         IGNORE=ignore is not None, SAVE=gradients, ONE_TILE=student.shape[1] <= tile.block_k,
-        LOWEST=torch.finfo(dtype).min, registers=REGISTERS if student.dtype.itemsize == 2 else None, **constants,
+        LOWEST=torch.finfo(dtype).min, **constants,
     )  # fmt: skip
     return values, saved
 
