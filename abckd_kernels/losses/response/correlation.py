@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..arithmetic import small, wide
 
-BLOCK = 2**17  # logits at once
+BLOCK = 2**19  # logits at once, or
+ROWS = 32  # rows, if that is more: a block's sums of classes are joined in float64
 
 
 def constant_below(squares: Tensor) -> Tensor:
@@ -36,8 +37,8 @@ class _Blocks:
     def __iter__(self) -> Iterator[tuple[tuple, Tensor | None, list[Tensor]]]:
         """(place, valid rows (outer, 1, inner) or None, [student's, teacher's])."""
         outer, classes, inner = self.logits[0].shape
-        rows = max(BLOCK // (classes * inner), 1)
-        columns = inner if rows > 1 else max(BLOCK // classes, 1)
+        rows = max(BLOCK // (classes * inner), ROWS // inner, 1)
+        columns = inner if rows > 1 else max(BLOCK // classes, ROWS)
         for first in range(0, outer, rows):
             for begin in range(0, inner, columns):
                 place = slice(first, first + rows), slice(None), slice(begin, begin + columns)
@@ -46,7 +47,12 @@ class _Blocks:
 
     def _probabilities(self, x: Tensor, valid: Tensor | None) -> Tensor:
         x = wide(x) if valid is None else wide(x).masked_fill(~valid, 0)
-        x = (x / self.temperature).softmax(1).sub_(1 / self.classes)
+        x = x if self.temperature == 1 else x / self.temperature
+        if x.shape[2] == 1:  # softmax is slow along any axis but the last
+            x = x.squeeze(2).softmax(1).unsqueeze(2)
+        else:
+            x = x.softmax(1)
+        x = x.sub_(1 / self.classes)
         return x if valid is None else x.masked_fill_(~valid, 0)
 
 
@@ -61,8 +67,8 @@ def _compare(q: Tensor, p: Tensor, difference: Tensor, constant: list[Tensor]) -
     return torch.where(none, (constant[0] ^ constant[1]).to(q.dtype), distance), a, b
 
 
-def _along_classes(q: Tensor, p: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    sums = [x.square().sum(1, keepdim=True) for x in (q, p, q - p)]
+def _along_classes(maps: tuple[Tensor, Tensor, Tensor], classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    sums = [x.square().sum(1, keepdim=True) for x in maps]
     return _compare(*sums, [x <= constant_below(x + 1 / classes) for x in sums[:2]])
 
 
@@ -75,11 +81,12 @@ class _Distances(torch.autograd.Function):
         count = inter.clone()
         means, squares = (small(like.new_zeros(3, blocks.classes)) for _ in "ms")
         for _, mask, (q, p) in blocks:
-            distance = _along_classes(q, p, blocks.classes)[0]
+            maps = q, p, q - p
+            distance = _along_classes(maps, blocks.classes)[0]
             inter = inter + small((distance if mask is None else distance * mask).sum())
             rows = inter.new_full((), q.shape[0] * q.shape[2]) if mask is None else mask.sum().to(inter.dtype)
             both, fresh = count + rows, rows.clamp_min(1)
-            for index, x in enumerate((q, p, q - p)):
+            for index, x in enumerate(maps):
                 total = x.sum((0, 2), keepdim=True)
                 centred = x - total / fresh.to(x.dtype)
                 if mask is not None:
@@ -113,7 +120,7 @@ class _Distances(torch.autograd.Function):
         a_class, b_class, shift = (by_class * intra_grad).view(3, 1, -1, 1)
         blocks = _Blocks(student, teacher, valid, ctx.temperature)
         for place, mask, (q, p) in blocks:
-            _, a, b = _along_classes(q, p, blocks.classes)
+            _, a, b = _along_classes((q, p, q - p), blocks.classes)
             grad = q * (a * inter_grad + a_class) + p * (b * inter_grad + b_class) + shift
             q = q.add_(1 / blocks.classes)
             grad = q * (grad - (q * grad).sum(1, keepdim=True)) / ctx.temperature
