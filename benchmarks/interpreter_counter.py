@@ -52,7 +52,9 @@ class Counter:
 
     def access(self, kind: str, pointers, mask) -> None:
         """Count one load ("loaded") or store ("stored") of the running launch."""
-        addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)].astype(np.uint64)
+        # The interpreter gives some masks as numbers, which would index and not select.
+        inside = np.broadcast_to(np.asarray(mask.data, bool), pointers.data.shape)
+        addresses = pointers.data[inside].astype(np.uint64)
         size = max(pointers.get_element_ty().primitive_bitwidth // 8, 1)
         self._add(kind, addresses.size * size)
         last_byte = addresses + np.uint64(size - 1)  # a misaligned element may end in the next sector

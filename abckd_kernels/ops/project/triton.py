@@ -8,8 +8,8 @@ computes the residual again for each 32. Half values are widened, and float32 is
 where that is how the hardware multiplies: float32's accuracy on matrix units.
 
 Backward: a program adds up the weight's gradient over its tiles in a place of its own, which stays in the L2 cache; the
-places are summed in a fixed order afterwards. There are so few programs that these places are at most a twentieth of
-the features (with very small features: FEWEST_PROGRAMS).
+places are summed in a fixed order afterwards. There are so few programs that these places are at most 1/40 of the
+features (with very small features: FEWEST_PROGRAMS).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..triton_layers import count_valid, launch
 PRECISION = "ieee" if torch.version.hip else "tf32x3"
 FEWEST_PROGRAMS, MOST_PROGRAMS = 16, 1024  # of backward
 MOST_REGISTERS = 255  # of backward's threads: it holds two tiles of accumulators, and few programs are wanted anyway
-PARTIALS_PER_FEATURES = 20
+PARTIALS_PER_FEATURES = 40
 
 
 @triton.jit
