@@ -77,8 +77,12 @@ def _why_no_cuda_kernels() -> str | None:
     """The reason for which the extension's CUDA kernels can't run on this machine's GPUs, or None."""
     if not _C.has_cuda:
         return "the extension was built without CUDA kernels; reinstall where nvcc and a CUDA build of torch are found"
-    if not torch.cuda.is_available():
-        return None
+    return _gpu_without_code() if torch.cuda.is_available() else None
+
+
+@functools.cache
+def _gpu_without_code() -> str | None:
+    """The sentence about the first GPU for which the extension has no code, or None. Asked for at every op."""
     built = _C.build_info()["CUDA kernels"].removeprefix("for ")
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)

@@ -24,6 +24,15 @@ def check_number(argument: str, value: float, *, least: float, most: float = mat
     return value
 
 
+def listed(argument: str, given: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    """The list given, or of the one tensor given. Raises TypeError, naming the argument, for anything else."""
+    if isinstance(given, Tensor):
+        return [given]
+    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+        raise TypeError(f"{argument}: expected a tensor or a non-empty list of tensors, got {given!r}")
+    return given
+
+
 def check_weights(weights, n: int) -> Tensor | None:
     """`weights` as a tensor of n numbers, or None. Raises ValueError."""
     if weights is None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import shapes
-from .checks import check_weights
+from .checks import check_weights, listed
 
 __all__ = [
     "Configured",
@@ -45,10 +45,16 @@ class Padding(NamedTuple):
 
     def zeroed(self, x: Tensor) -> Tensor:
         """`x` with zero in the frames that are not valid, and no gradient there."""
-        if self.lengths is None:
-            return x
+        return self.filled(x, 0)
+
+    def filled(self, x: Tensor, value: float) -> Tensor:
+        """`x` with `value` in the frames that are not valid, and no gradient there."""
+        return x if self.lengths is None else x.masked_fill(~shapes.broadcast_mask(x, *self), value)
+
+    def position_mask(self, x: Tensor) -> Tensor | None:
+        """(B, N) bool, true where one of all positions of `x` is in a valid frame; None where all are."""
         mask = self.mask(x)
-        return x.masked_fill(~mask.view(mask.shape[0], 1, mask.shape[1], *[1] * (x.dim() - 3)), 0)
+        return None if mask is None else mask.repeat_interleave(x.shape[2:].numel() // x.shape[2], 1)
 
     def positions(self, x: Tensor) -> Tensor | int:
         """Valid positions of each sample, (B,), at least 1; a number where all are."""
@@ -81,12 +87,8 @@ def layers(
 
     Raises TypeError or ValueError that names the argument.
     """
-    students, teachers = (
-        [x] if isinstance(x, Tensor) else x for x in (student_features, teacher_features)
-    )  # one tensor is a list of one
+    students, teachers = listed("student_features", student_features), listed("teacher_features", teacher_features)
     for name, features in (("student_features", students), ("teacher_features", teachers)):
-        if not isinstance(features, Sequence) or isinstance(features, str) or not features:
-            raise TypeError(f"{name}: expected a tensor or a non-empty list of tensors, got {features!r}")
         for index, x in enumerate(features):
             _check(x, f"{name}[{index}]", students[0], vectors)
     features = [*students, *teachers]

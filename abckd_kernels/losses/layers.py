@@ -12,22 +12,30 @@ class ValidBatchNorm(nn.BatchNorm1d):
     """Batch normalisation of (B, C, *spatial) by the valid positions' statistics; the other frames become zero."""
 
     def forward(self, x: Tensor, padding: Padding) -> Tensor:
-        rows, mask = x.flatten(2), padding.mask(x)
-        if mask is None:
+        rows, valid = x.flatten(2), padding.position_mask(x)
+        if valid is None:
             return super().forward(rows).view_as(x)
-        valid = _positions(x, mask)
+        valid = valid[:, None]
         if not self.training:
             return (super().forward(rows) * valid).view_as(x)
         count = valid.sum().clamp_min(1)
         mean = (rows * valid).sum((0, 2)) / count
         centred = (rows - mean[:, None]) * valid
         variance = centred.square().sum((0, 2)) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), self.momentum)
+        follow(self, mean, variance, count)
         scale = self.weight * (variance + self.eps).rsqrt()
         return ((centred * scale[:, None] + self.bias[:, None]) * valid).view_as(x)
+
+
+@torch.no_grad()
+def follow(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
+    """Move the running statistics towards those of a batch, as PyTorch does; an empty batch moves nothing."""
+    if not isinstance(count, Tensor):
+        count = torch.tensor(count, device=mean.device)
+    rate = norm.momentum * (count > 0).to(mean.dtype)
+    norm.num_batches_tracked += 1
+    norm.running_mean += rate * (mean - norm.running_mean)
+    norm.running_var += rate * (variance * (count / (count - 1).clamp_min(1)) - norm.running_var)
 
 
 class NormalisedLinear(nn.Module):
@@ -60,12 +68,12 @@ class InstanceNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, padding: Padding) -> Tensor:
-        rows, mask = x.flatten(2), padding.mask(x)
-        if mask is None:
+        rows, valid = x.flatten(2), padding.position_mask(x)
+        if valid is None:
             return nn.functional.layer_norm(rows, rows.shape[2:], eps=self.eps).mul(self.weight[:, None]).add(
                 self.bias[:, None]
             ).view_as(x)  # fmt: skip
-        valid = _positions(x, mask)
+        valid = valid[:, None]
         count = valid.sum(2, keepdim=True).clamp_min(1)
         centred = (rows - (rows * valid).sum(2, keepdim=True) / count) * valid
         variance = centred.square().sum(2, keepdim=True) / count
@@ -79,8 +87,3 @@ def convolution(spatial_axes: int, transposed: bool = False) -> type[nn.Module]:
         raise ValueError(f"spatial_axes: expected 1 or 2, got {spatial_axes!r}")
     of_axes = (nn.ConvTranspose1d, nn.ConvTranspose2d) if transposed else (nn.Conv1d, nn.Conv2d)
     return of_axes[spatial_axes - 1]
-
-
-def _positions(x: Tensor, mask: Tensor) -> Tensor:
-    """(B, 1, N), true where a position is in a valid frame."""
-    return mask.repeat_interleave(x.shape[2:].numel() // x.shape[2], 1)[:, None]

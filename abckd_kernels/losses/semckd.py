@@ -28,7 +28,7 @@ from .checks import (
     check_weights,
 )
 from .features import Padding, batch_mean, layers, resized, smaller, weighted
-from .layers import ValidBatchNorm
+from .layers import ValidBatchNorm, convolution
 from .relations.gram import between_samples
 from .taps import cells
 
@@ -161,8 +161,7 @@ class SemCKDLoss(nn.Module):
         check_choice("regressor", regressor, ("linear", "convolutions"))
         if batch_size is not None:
             check_count("batch_size", batch_size)
-        if spatial_axes not in (1, 2):
-            raise ValueError(f"spatial_axes: expected 1 or 2, got {spatial_axes!r}")
+        of_axes = convolution(spatial_axes)
         self.batch_size, self.spatial_axes = batch_size, spatial_axes
         self.register_buffer("weights", check_weights(weights, len(self.student_channels)), persistent=False)
         self.queries, self.keys = (
@@ -174,7 +173,7 @@ class SemCKDLoss(nn.Module):
         )
         make = _Linear if regressor == "linear" else _Convolutions
         self.regressors = nn.ModuleList(
-            nn.ModuleList(make(s, t, spatial_axes) for t in self.teacher_channels) for s in self.student_channels
+            nn.ModuleList(make(s, t, of_axes) for t in self.teacher_channels) for s in self.student_channels
         )
 
     def forward(
@@ -233,7 +232,7 @@ class SemCKDLoss(nn.Module):
 class _Linear(nn.Linear):
     """A 1x1 convolution of features with any number of spatial axes."""
 
-    def __init__(self, inputs: int, outputs: int, spatial_axes: int):
+    def __init__(self, inputs: int, outputs: int, of_axes: type[nn.Module]):
         super().__init__(inputs, outputs)
 
     def error(self, s: Tensor, t: Tensor, padding: Padding) -> Tensor:
@@ -244,14 +243,14 @@ class _Linear(nn.Linear):
 class _Convolutions(nn.Module):
     """The published regressor."""
 
-    def __init__(self, inputs: int, outputs: int, spatial_axes: int):
+    def __init__(self, inputs: int, outputs: int, of_axes: type[nn.Module]):
         super().__init__()
-        convolution, width = (nn.Conv1d, nn.Conv2d)[spatial_axes - 1], 2 * outputs
+        width = 2 * outputs
         self.convolutions = nn.ModuleList(
             [
-                convolution(inputs, width, 1, bias=False),
-                convolution(width, width, 3, padding=1, bias=False),
-                convolution(width, outputs, 1, bias=False),
+                of_axes(inputs, width, 1, bias=False),
+                of_axes(width, width, 3, padding=1, bias=False),
+                of_axes(width, outputs, 1, bias=False),
             ]
         )
         self.norms = nn.ModuleList(ValidBatchNorm(width) for _ in range(2))
@@ -259,6 +258,6 @@ class _Convolutions(nn.Module):
     def error(self, s: Tensor, t: Tensor, padding: Padding) -> Tensor:
         """Sums of squares of the projection's error, (B,); zero in frames that are not valid, as the target is."""
         x = s.to(self.convolutions[0].weight.dtype)
-        for convolution, norm in zip(self.convolutions, self.norms, strict=False):
-            x = norm(convolution(x), padding).relu_()  # in place: the norm needs its result no more
+        for layer, norm in zip(self.convolutions, self.norms, strict=False):
+            x = norm(layer(x), padding).relu_()  # in place: the norm needs its result no more
         return _squared_error(self.convolutions[2](x), t)

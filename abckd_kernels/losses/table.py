@@ -12,7 +12,6 @@ from torch import nn
 
 from . import abc, afd, attention, hints, relations, response, semckd
 
-INPUTS = ("features", "logits", "spectra", "waveforms")
 MEASURED = Path(__file__).with_name("measured.json")  # written by python -m benchmarks.losses --write
 
 
@@ -23,7 +22,7 @@ class Entry:
     name         what it is called in tests, benchmarks and documentation.
     function     functional form; None where all of it is learned.
     module       nn.Module form.
-    inputs       one of INPUTS.
+    inputs       "features", "logits", "spectra" or "waveforms".
     op           that carries it: "tap", "divergence", ... ("gram": matrix products of torch).
     learned      its learned parts; "" if there are none.
     formula      in one line.

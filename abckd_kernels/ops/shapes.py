@@ -86,6 +86,12 @@ def frame_mask(lengths: Tensor | None, frames: int, padded_length: int) -> Tenso
     return torch.arange(frames, device=lengths.device) < valid_frames(lengths, frames, padded_length)[:, None]
 
 
+def broadcast_mask(x: Tensor, lengths: Tensor | None, padded_length: int) -> Tensor | None:
+    """frame_mask of a feature, with the axes to broadcast over it: (B, 1, T) or (B, 1, T, 1)."""
+    mask = frame_mask(lengths, x.shape[2], padded_length)
+    return None if mask is None else mask.view(x.shape[0], 1, x.shape[2], *[1] * (x.dim() - 3))
+
+
 def is_channels_last(x: Tensor) -> bool:
     """True if `x` lies in memory as (B, *spatial, C) and not at the same time as (B, C, *spatial)."""
     return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()

@@ -21,12 +21,6 @@ def at(student: Tensor, teacher: Tensor) -> Tensor:
     return (_attention_map(student) - _attention_map(teacher)).pow(2).mean()
 
 
-def at_paper(student: Tensor, teacher: Tensor) -> Tensor:
-    """torchdistill's "paper"."""
-    maps = [F.normalize(x.pow(2).sum(1).flatten(1)) for x in (student, teacher)]
-    return (maps[0] - maps[1]).norm(dim=1).mean()
-
-
 class _Normalised(nn.Module):
     def __init__(self, inputs: int, outputs: int):
         super().__init__()

@@ -42,9 +42,7 @@ struct Compress {
     const int64_t layers = a.students + a.teachers, cells = a.grid_frames * a.grid_bands;
     if (a.batch * layers * cells < kSerialElements) threads.count = 1;
     for_each_task(threads, a.batch, [&](int64_t b) {
-      const int64_t rows = a.padding.lengths == nullptr
-          ? a.grid_frames
-          : valid_frames(a.padding.lengths[b], a.grid_frames, a.padding.padded_length);
+      const int64_t rows = valid_frames(a.padding, b, a.grid_frames);
       int64_t pooled = 0;
       const auto map_of = [&](int64_t l) -> const Map& {
         return l < a.students ? a.student_maps[l] : a.teacher_maps[l - a.students];
@@ -82,10 +80,7 @@ struct Compress {
 
   // Mean over the valid positions of each window; cells of padded frames are left as they are: nobody reads them.
   static void pool(const CompressArguments& a, int64_t b, const Map& map, const A* source, A* target) {
-    const int64_t length = a.padding.lengths == nullptr ? 0 : a.padding.lengths[b];
-    const bool padded = a.padding.lengths != nullptr;
-    const int64_t rows = padded ? valid_frames(length, a.grid_frames, a.padding.padded_length) : a.grid_frames;
-    const int64_t frames = padded ? valid_frames(length, map.frames, a.padding.padded_length) : map.frames;
+    const int64_t rows = valid_frames(a.padding, b, a.grid_frames), frames = valid_frames(a.padding, b, map.frames);
     for (int64_t u = 0; u < rows; ++u) {
       const int64_t t0 = window_begin(u, map.frames, a.grid_frames);
       const int64_t t1 = std::min(window_end(u, map.frames, a.grid_frames), frames);

@@ -2,9 +2,6 @@
 // Everything is double from the first product on, which for halves and floats makes products exact.
 namespace abckd::cpu::ABCKD_ISA {
 
-constexpr int64_t kDotsSerialElements = 32768;  // less than this is done before a second thread wakes up
-constexpr int64_t kDotsStreamBytes = int64_t{4} << 20;  // results larger than this bypass the caches
-
 template <Dtype D>
 struct Dots {
   using S = Storage<D>;
@@ -16,7 +13,7 @@ struct Dots {
   static constexpr int kParts = sizeof(double) / sizeof(A);
 
   static void forward(const DotsArguments& a, Threads threads) {
-    if (a.rows * a.columns < kDotsSerialElements) threads.count = 1;
+    if (a.rows * a.columns < kSerialElements) threads.count = 1;
     for_each_task(threads, a.rows, [&](int64_t row) {
       W sums[kDotProducts][kParts] = {};
       for_each_vector(a, row, [&](int64_t, int64_t, const W* x, const W* y) {
@@ -39,9 +36,9 @@ struct Dots {
 
   static void backward(const DotsBackwardArguments& b, Threads threads) {
     const DotsArguments& a = b.dots;
-    if (a.rows * a.columns < kDotsSerialElements) threads.count = 1;
+    if (a.rows * a.columns < kSerialElements) threads.count = 1;
     // A row whose start is not aligned is written through the caches.
-    const bool streaming = a.rows * a.columns * int64_t(sizeof(E)) > kDotsStreamBytes;
+    const bool streaming = a.rows * a.columns * int64_t(sizeof(E)) > kStreamBytes;
     for_each_task(threads, a.rows, [&](int64_t row) {
       E* result = static_cast<E*>(b.result) + row * a.columns;
       const bool aligned = reinterpret_cast<uintptr_t>(result) % (kLanes * sizeof(E)) == 0;

@@ -5,8 +5,6 @@
 // Accumulation: float over a block's columns (double for f64), double over blocks.
 namespace abckd::cpu::ABCKD_ISA {
 
-constexpr int64_t kGramSerialElements = 32768;  // less than this is done before a second thread wakes up
-constexpr int64_t kGramStreamBytes = int64_t{4} << 20;  // results larger than this bypass the caches
 
 inline int64_t gram_columns(const GramArguments& a) { return a.outer * a.inner; }
 
@@ -26,7 +24,7 @@ inline int64_t gram_chunk(const GramArguments& a) {
 inline int64_t gram_chunks(const GramArguments& a) { return (gram_columns(a) + gram_chunk(a) - 1) / gram_chunk(a); }
 
 inline int gram_threads(const GramArguments& a, Threads threads) {
-  return a.groups * a.rows * gram_columns(a) < kGramSerialElements ? 1 : threads.count;
+  return a.groups * a.rows * gram_columns(a) < kSerialElements ? 1 : threads.count;
 }
 
 template <Dtype D>
@@ -75,7 +73,7 @@ struct Gram {
   static void backward(const GramBackwardArguments& b, Threads threads) {
     const GramArguments& a = b.gram;
     const int64_t chunks = gram_chunks(a), panels = round_up(a.rows, kPanel);
-    const bool streaming = a.groups * a.rows * gram_columns(a) * int64_t(sizeof(E)) > kGramStreamBytes;
+    const bool streaming = a.groups * a.rows * gram_columns(a) * int64_t(sizeof(E)) > kStreamBytes;
     threads.count = gram_threads(a, threads);
     for_each_task(threads, a.groups * chunks, [&](int64_t task) {
       const int64_t group = task / chunks;

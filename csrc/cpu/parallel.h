@@ -6,6 +6,8 @@
 
 namespace abckd::cpu {
 
+constexpr int64_t kSerialElements = 32768;  // less than this is done before a second thread wakes up
+
 // Calls body(context) once on each of `threads` threads.
 using RunThreads = void (*)(int threads, void (*body)(void*), void* context);
 

@@ -23,28 +23,6 @@ inline Vec<A> positive(Vec<A> x) {
   return x < Vec<A>{} ? Vec<A>{} : x;
 }
 
-// e^x for x <= 80, e^80 beyond; 2^n e^r with |r| <= ln 2 / 2, the Taylor series of e^r good to less than half an ulp.
-template <typename A>
-inline Vec<A> exponential(Vec<A> x) {
-  using Bits = typename Vector<A>::BitsType;
-  using Digits = std::numeric_limits<A>;
-  constexpr bool kDouble = sizeof(A) == 8;
-  constexpr int kDegree = kDouble ? 13 : 7;
-  constexpr A kShift = kDouble ? A(6755399441055744.0) : A(12582912.0);  // 1.5 * 2^(digits - 1): adding it rounds to a whole number
-  constexpr A kLn2High = kDouble ? A(6.93147180369123816490e-01) : A(0.693359375);
-  constexpr A kLn2Low = kDouble ? A(1.90821492927058770002e-10) : A(-2.12194440e-4);
-  const Vec<A> smallest = Vec<A>{} + A((Digits::min_exponent + 1) * 0.6931471805599453), largest = Vec<A>{} + A(80);
-  const Vec<A> within = x > largest ? largest : (x < smallest ? smallest : x);
-  const Vec<A> shifted = within * A(1.44269504088896340736) + kShift;
-  const Vec<A> whole = shifted - kShift;
-  const Vec<A> r = within - whole * kLn2High - whole * kLn2Low;
-  Vec<A> series = Vec<A>{} + A(1);
-  for (int k = kDegree; k > 0; --k) series = series * r * (A(1) / A(k)) + A(1);
-  const Vec<A> scale = (Vec<A>)(((Bits)shifted + typename Vector<A>::Bits(Digits::max_exponent - 1)) << (Digits::digits - 1));
-  const Vec<A> result = series * scale;
-  return x < smallest ? Vec<A>{} : result;
-}
-
 template <typename A>
 struct Squared {
   static constexpr bool kThird = false;
@@ -128,12 +106,17 @@ struct Heteroscedastic {
   static constexpr bool kThird = true;
   A eps;
   explicit Heteroscedastic(double eps) : eps(A(eps)) {}
+  // e^80 beyond 80, as good as infinite below a square.
+  static Vec<A> variance(Vec<A> logarithm) {
+    const Vec<A> most = Vec<A>{} + A(80);
+    return exponential(logarithm > most ? most : logarithm);
+  }
   Vec<A> value(const Operands<A>& x) const {
     const Vec<A> d = x.t - x.s;
-    return d * d / (eps + exponential<A>(x.third)) + x.third;
+    return d * d / (eps + variance(x.third)) + x.third;
   }
   Slopes<A> slopes(const Operands<A>& x) const {
-    const Vec<A> d = x.s - x.t, e = exponential<A>(x.third), inverse = A(1) / (eps + e);
+    const Vec<A> d = x.s - x.t, e = variance(x.third), inverse = A(1) / (eps + e);
     return {A(2) * d * inverse, A(1) - d * d * inverse * (e * inverse)};
   }
 };
@@ -174,8 +157,7 @@ struct Pointwise {
   static int64_t positions(const PointwiseArguments& a) { return a.frames * a.bands; }
   static int64_t elements(const PointwiseArguments& a) { return a.batch * a.channels * positions(a); }
   static int64_t valid_positions(const PointwiseArguments& a, int64_t sample) {
-    return (a.padding.lengths == nullptr ? a.frames : valid_frames(a.padding.lengths[sample], a.frames, a.padding.padded_length)) *
-           a.bands;
+    return valid_frames(a.padding, sample, a.frames) * a.bands;
   }
 
   // [b, c, p]: pieces of each plane, numbered through, and how many of them a task takes.

@@ -137,9 +137,7 @@ struct Project {
 
     Tile tile(int64_t number) const {
       const int64_t sample = number / tiles_per_sample, begin = number % tiles_per_sample * block;
-      const int64_t frames = a.padding.lengths == nullptr
-          ? a.frames
-          : valid_frames(a.padding.lengths[sample], a.frames, a.padding.padded_length);
+      const int64_t frames = valid_frames(a.padding, sample, a.frames);
       const int64_t end = std::min(begin + block, positions);
       return {sample, begin, end, std::min(std::max(frames * a.bands, begin), end)};
     }

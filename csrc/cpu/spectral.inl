@@ -32,8 +32,7 @@ struct Spectral {
   int64_t blocks() const { return (a.bins + kSpectralBlock - 1) / kSpectralBlock; }
 
   int64_t valid_in_run(int64_t sample) const {
-    if (a.padding.lengths == nullptr) return a.run();
-    return valid_frames(a.padding.lengths[sample], a.frames, a.padding.padded_length) * a.inner;
+    return valid_frames(a.padding, sample, a.frames) * a.inner;
   }
 
   // Calls work(first, last, counts) for stretches of the block's bins that count, or don't.

@@ -6,8 +6,6 @@ namespace abckd::cpu::ABCKD_ISA {
 
 constexpr int64_t kMaxBlock = 4096;            // positions of a task; on [b, c, p] 16 KB runs per channel
 constexpr int64_t kRowBlockElements = 65536;   // elements of a task on [b, p, c]
-constexpr int64_t kSerialElements = 32768;     // less than this is done before a second thread wakes up
-constexpr int64_t kStreamBytes = int64_t{4} << 20;  // results larger than this bypass the caches
 
 inline int64_t positions(const TapLayer& layer) { return layer.frames * layer.bands; }
 
@@ -29,9 +27,7 @@ Place place(int64_t task, const TapArguments& a, const Layers& layer_of) {
   for (; task >= a.batch * blocks(layer_of(l)); ++l) task -= a.batch * blocks(layer_of(l));
   const TapLayer& layer = layer_of(l);
   const int64_t sample = task / blocks(layer), block = task % blocks(layer), begin = block * block_size(layer);
-  const int64_t frames = a.padding.lengths == nullptr
-      ? layer.frames
-      : valid_frames(a.padding.lengths[sample], layer.frames, a.padding.padded_length);
+  const int64_t frames = valid_frames(a.padding, sample, layer.frames);
   return {l, sample, block, begin, std::min(begin + block_size(layer), positions(layer)), frames * layer.bands};
 }
 
@@ -166,9 +162,7 @@ struct Tap {
   static void add_partials(const TapArguments& a, const TapLayer& layer, const A* partial) {
     const int64_t stride = partial_stride(layer);
     for (int64_t b = 0; b < a.batch; ++b) {
-      const int64_t frames = a.padding.lengths == nullptr
-          ? layer.frames
-          : valid_frames(a.padding.lengths[b], layer.frames, a.padding.padded_length);
+      const int64_t frames = valid_frames(a.padding, b, layer.frames);
       const double scale = 1.0 / double(std::max<int64_t>(1, frames * layer.bands));
       for (int64_t c = 0; c < layer.channels; ++c) {
         double total = 0;

@@ -149,6 +149,8 @@ struct Storage<Dtype::f16> : HalfStorage {
 #endif
 };
 
+constexpr int64_t kStreamBytes = int64_t{4} << 20;  // results larger than this are worth stream()
+
 // Writes past the caches: a gradient larger than they are would be read from memory first, only to be overwritten.
 // target must be aligned to the vector's size in memory. Ends with fence() on each thread that streamed.
 template <typename S>

@@ -1,6 +1,11 @@
 // What every launcher needs to know.
 #pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include <cstdint>
+
+#include "abckd/arguments.h"
 
 namespace abckd::cuda {
 
@@ -12,5 +17,16 @@ inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>
 
 // More blocks than one launch can have.
 inline bool too_many(int64_t blocks) { return blocks > int64_t{0x7fffffff}; }
+
+// launch(element) with a value of the dtype's type.
+template <typename Launch>
+auto with_element(Dtype dtype, const Launch& launch) {
+  switch (dtype) {
+    case Dtype::f64: return launch(double());
+    case Dtype::bf16: return launch(__nv_bfloat16());
+    case Dtype::f16: return launch(__half());
+    default: return launch(float());
+  }
+}
 
 }  // namespace abckd::cuda

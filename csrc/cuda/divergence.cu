@@ -32,21 +32,20 @@ bool is_vector(const DivergenceArguments& of, std::initializer_list<const void*>
   return of.inner * element_bytes(of.dtype) % 16 == 0 && std::all_of(pointers.begin(), pointers.end(), is_aligned);
 }
 
-// Calls launch(element) with a value of the dtype's type.
-template <typename Launch>
-void with_element(Dtype dtype, const Launch& launch) {
-  switch (dtype) {
-    case Dtype::f32: return launch(float());
-    case Dtype::f64: return launch(double());
-    case Dtype::bf16: return launch(__nv_bfloat16());
-    case Dtype::f16: return launch(__half());
-  }
-}
-
 int64_t blocks_of(const DivergenceArguments& of, int team, bool vector) {
   if (of.inner == 1) return divided(of.outer, kDivergenceThreads / team);
   const int in_16_bytes = static_cast<int>(16 / element_bytes(of.dtype));
   return of.outer * divided(of.inner, kWarp * (vector ? in_16_bytes : std::min(4, in_16_bytes)));
+}
+
+// Calls launch(element, blocks) with as many blocks as the teams of all rows take.
+template <typename Launch>
+cudaError_t launch_for(const DivergenceArguments& of, int team, bool vector, const Launch& launch) {
+  const int64_t blocks = blocks_of(of, team, vector);
+  if (blocks == 0) return cudaSuccess;
+  if (too_many(blocks)) return cudaErrorInvalidConfiguration;
+  with_element(of.dtype, [&](auto element) { launch(element, static_cast<unsigned>(blocks)); });
+  return cudaGetLastError();
 }
 
 }  // namespace
@@ -56,19 +55,14 @@ cudaError_t divergence_forward(const DivergenceForwardArguments& a, cudaStream_t
   const bool vector = is_vector(of, {of.student, of.teacher});
   const DivergenceForward device{of.kind,   of.outer, of.classes, of.inner, 1 / of.temperature, of.beta, of.student,
                                  of.teacher, a.ignore, a.values,  a.saved,  team_of(of),        vector};
-  const int64_t blocks = blocks_of(of, device.team, vector);
-  if (blocks == 0) return cudaSuccess;
-  if (too_many(blocks)) return cudaErrorInvalidConfiguration;
-  with_element(of.dtype, [&](auto element) {
+  return launch_for(of, device.team, vector, [&](auto element, unsigned grid) {
     using E = decltype(element);
-    const auto grid = static_cast<unsigned>(blocks);
     if (of.inner == 1) {
       ABCKD_LAUNCH((divergence_rows_kernel<E>), grid, kDivergenceThreads, 0, stream, device);
     } else {
       ABCKD_LAUNCH((divergence_planes_kernel<E>), grid, kDivergenceThreads, 0, stream, device);
     }
   });
-  return cudaGetLastError();
 }
 
 cudaError_t divergence_backward(const DivergenceBackwardArguments& a, cudaStream_t stream) {
@@ -76,19 +70,14 @@ cudaError_t divergence_backward(const DivergenceBackwardArguments& a, cudaStream
   const bool vector = is_vector(of, {of.student, of.teacher, a.result});
   const DivergenceBackward device{of.kind,    of.outer, of.classes,    of.inner, 1 / of.temperature, of.beta, of.student,
                                   of.teacher, a.saved,  a.value_grads, a.result, team_of(of),        vector};
-  const int64_t blocks = blocks_of(of, device.team, vector);
-  if (blocks == 0) return cudaSuccess;
-  if (too_many(blocks)) return cudaErrorInvalidConfiguration;
-  with_element(of.dtype, [&](auto element) {
+  return launch_for(of, device.team, vector, [&](auto element, unsigned grid) {
     using E = decltype(element);
-    const auto grid = static_cast<unsigned>(blocks);
     if (of.inner == 1) {
       ABCKD_LAUNCH((divergence_rows_backward_kernel<E>), grid, kDivergenceThreads, 0, stream, device);
     } else {
       ABCKD_LAUNCH((divergence_planes_backward_kernel<E>), grid, kDivergenceThreads, 0, stream, device);
     }
   });
-  return cudaGetLastError();
 }
 
 }  // namespace abckd::cuda

@@ -58,13 +58,7 @@ cudaError_t spectral_forward(const SpectralArguments& a, cudaStream_t stream) {
   table.partial = a.workspace;
   table.magnitude = a.magnitude;
   table.complex = a.complex;
-  switch (a.dtype) {
-    case Dtype::f32: return forward<float>(table, a.batch, stream);
-    case Dtype::f64: return forward<double>(table, a.batch, stream);
-    case Dtype::bf16: return forward<__nv_bfloat16>(table, a.batch, stream);
-    case Dtype::f16: return forward<__half>(table, a.batch, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_element(a.dtype, [&](auto element) { return forward<decltype(element)>(table, a.batch, stream); });
 }
 
 cudaError_t spectral_backward(const SpectralArguments& a, cudaStream_t stream) {
@@ -73,13 +67,7 @@ cudaError_t spectral_backward(const SpectralArguments& a, cudaStream_t stream) {
   if (too_many(a.batch * table.blocks)) return cudaErrorInvalidConfiguration;
   table.magnitude_grads = a.magnitude;
   table.complex_grads = a.complex;
-  switch (a.dtype) {
-    case Dtype::f32: return backward<float>(table, a.batch, stream);
-    case Dtype::f64: return backward<double>(table, a.batch, stream);
-    case Dtype::bf16: return backward<__nv_bfloat16>(table, a.batch, stream);
-    case Dtype::f16: return backward<__half>(table, a.batch, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_element(a.dtype, [&](auto element) { return backward<decltype(element)>(table, a.batch, stream); });
 }
 
 }  // namespace abckd::cuda

@@ -58,17 +58,6 @@ int64_t partial_bytes(const TapArguments& a, const TapLayer& layer) {
   return divided(a.batch * forward_tiles(a, layer) * layer.channels * sum_bytes(a.dtype), 16) * 16;
 }
 
-// Calls launch(element) with a value of the dtype's type.
-template <typename Launch>
-void with_element(Dtype dtype, const Launch& launch) {
-  switch (dtype) {
-    case Dtype::f32: return launch(float());
-    case Dtype::f64: return launch(double());
-    case Dtype::bf16: return launch(__nv_bfloat16());
-    case Dtype::f16: return launch(__half());
-  }
-}
-
 template <bool kMeans>
 void launch_forward(const TapTable<TapForward>& table, Dtype dtype, bool channels_last, unsigned blocks, cudaStream_t stream) {
   with_element(dtype, [&](auto element) {

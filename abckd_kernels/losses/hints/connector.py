@@ -14,6 +14,7 @@ from ... import backends
 from ...ops.pointwise import check_parameter
 from ...ops.shapes import accumulation_dtype, is_channels_last
 from ..features import Padding
+from ..layers import follow
 
 
 class PositionLinear(nn.Linear):
@@ -169,17 +170,6 @@ def _chunks(channels: int, x: Tensor, *others: Tensor | None):
         yield tuple(None if value is None else value[first : first + size] for value in (x, *others))
 
 
-@torch.no_grad()
-def follow(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
-    """Move the running statistics towards those of a batch, as PyTorch does; an empty batch moves nothing."""
-    if not isinstance(count, Tensor):
-        count = torch.tensor(count, device=mean.device)
-    rate = norm.momentum * (count > 0)
-    norm.num_batches_tracked += 1
-    norm.running_mean += rate * (mean - norm.running_mean)
-    norm.running_var += rate * (variance * (count / (count - 1).clamp_min(1)) - norm.running_var)
-
-
 def moments(x: Tensor, padding: Padding) -> tuple[Tensor, Tensor, Tensor | int]:
     """Mean (C,) and covariance (C, C) over the valid positions of the batch, and how many they are.
 
@@ -211,11 +201,8 @@ def _rows(x: Tensor, valid: Tensor | None) -> Tensor:
 
 def _valid_positions(x: Tensor, padding: Padding) -> tuple[Tensor | None, Tensor | int]:
     """(B, N), true where a position is valid, or None where all are; how many are in the batch."""
-    mask = padding.mask(x)
-    if mask is None:
-        return None, x.shape[0] * x.shape[2:].numel()
-    valid = mask.repeat_interleave(x.shape[2:].numel() // x.shape[2], 1)
-    return valid, valid.sum()
+    valid = padding.position_mask(x)
+    return valid, x.shape[0] * x.shape[2:].numel() if valid is None else valid.sum()
 
 
 def _divisor(count: Tensor | int) -> Tensor | int:

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from ..checks import check_choice
 from ..features import Padding, batch_mean, resized, weighted
-from .connector import Connector, PositionLinear, channel_moments, follow, projected_sums
+from ..layers import follow
+from .connector import Connector, PositionLinear, channel_moments, projected_sums
 from .matching import Channels, Features, Learned, element_mean, layers, matched, sums
 
 

@@ -32,6 +32,7 @@ from ..arithmetic import SILENT, inverse, root, unit, wide
 from ..checks import check_choice
 from ..features import Configured, Padding, batch_mean, check_equal, pairs, resized, smaller, weighted
 from ..layers import ValidBatchNorm, convolution
+from ..taps import cells
 from .gram import cross_cosines, products
 
 Features = Tensor | Sequence[Tensor]
@@ -154,9 +155,7 @@ def _largest(x: Tensor, sizes: Sequence[int], padding: Padding) -> Tensor:
     """Adaptive max pooling over valid frames."""
     if tuple(sizes) == tuple(x.shape[2:]):
         return x
-    mask = padding.mask(x)
-    if mask is not None:
-        x = x.masked_fill(~mask.view(mask.shape[0], 1, -1, *[1] * (x.dim() - 3)), -torch.inf)
+    x = padding.filled(x, -torch.inf)
     pool = nn.functional.adaptive_max_pool1d if x.dim() == 3 else nn.functional.adaptive_max_pool2d
     return padding.zeroed(pool(x, sizes))
 
@@ -229,8 +228,7 @@ def affinity_loss(
             both = (x, x.view_as(x)), (y, y.view_as(y)), (x, y)
             squares = [products(a, b).square().sum((1, 2)) for a, b in both]
             error = (squares[0] + squares[1] - 2 * squares[2])[:, None]
-        grid = s.new_empty((*s.shape[:2], *smaller(s, t)), device="meta")
-        count = padding.positions(grid)
+        count = cells(smaller(s, t), padding)
         error = error.sum(1) / count**2 if squared else root(error).sum(1) / count
         losses.append(batch_mean(error))
     return weighted(losses, weights, found)

@@ -34,7 +34,7 @@ from torch import Tensor
 from ...ops import shapes
 from ...ops.divergence import check_options, divergence
 from ..arithmetic import inverse, root, wide
-from ..checks import check_choice
+from ..checks import check_choice, listed
 from ..features import Configured, Padding, weighted
 from .correlation import constant_below, correlation_distances
 from .decoupled import decoupled
@@ -75,7 +75,7 @@ def kl_loss(
     """
     kind = "reverse_kl" if reverse else "kl"
 
-    def term(s, t, skip, dim):
+    def term(_, s, t, skip, dim):
         if standardize:
             s, t = (_standardized(x, skip, dim, name) for x, name in ((s, "student_logits"), (t, "teacher_logits")))
         return divergence(s, t, kind=kind, temperature=temperature, dim=dim, ignore=skip)
@@ -112,7 +112,7 @@ def jsd_loss(
     beta, _ = check_options(beta, temperature)
     kind = {0.0: "kl", 1.0: "reverse_kl"}.get(beta, "jsd") if convention == "published" else "jsd"
 
-    def term(s, t, skip, dim):
+    def term(_, s, t, skip, dim):
         return divergence(s, t, kind=kind, beta=beta, temperature=temperature, dim=dim, ignore=skip)
 
     return _mean(term, _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length), reduction,
@@ -147,10 +147,9 @@ def dkd_loss(
     targets = [labels] * len(found) if isinstance(labels, Tensor) else list(labels)
     if len(targets) != len(found):
         raise ValueError(f"labels: expected {len(found)} tensors, one per pair of logits, got {len(targets)}")
-    terms = iter(targets)
 
-    def term(s, t, skip, dim):
-        y = next(terms)
+    def term(index, s, t, skip, dim):
+        y = targets[index]
         rows = s.shape[:dim] + s.shape[dim + 1 :]
         if y.dtype.is_floating_point or y.dtype == torch.bool or y.shape != rows:
             raise ValueError(f"labels: expected integers of shape {tuple(rows)}, got {y.dtype} {tuple(y.shape)}")
@@ -227,10 +226,8 @@ class _Pair(NamedTuple):
 
 def _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length) -> list[_Pair]:
     """Checked pairs, the teacher's logits detached. Raises TypeError or ValueError that names the argument."""
-    students, teachers = ([x] if isinstance(x, Tensor) else x for x in (student_logits, teacher_logits))
+    students, teachers = listed("student_logits", student_logits), listed("teacher_logits", teacher_logits)
     for name, group in (("student_logits", students), ("teacher_logits", teachers)):
-        if not isinstance(group, Sequence) or isinstance(group, str) or not group:
-            raise TypeError(f"{name}: expected a tensor or a non-empty list of tensors, got {group!r}")
         for index, x in enumerate(group):
             _check(x, f"{name}[{index}]")
     if len(students) != len(teachers):
@@ -296,12 +293,12 @@ def _ignored(x: Tensor, dim: int, ignore: Tensor | None, padding: Padding) -> Te
 
 
 def _mean(term, found: Sequence[_Pair], reduction: str, temperature: float, weights) -> Tensor:
-    """The weighted sum of the means of term(*pair), (B, ...) values that are 0 where rows don't count."""
+    """The weighted sum of the means of term(index, *pair), (B, ...) values that are 0 where rows don't count."""
     check_choice("reduction", reduction, REDUCTIONS)
     losses = []
-    for pair in found:
+    for index, pair in enumerate(found):
         with torch.autocast(pair.student.device.type, enabled=False):
-            values = term(*pair).flatten(1) if pair.student.dim() > 2 else term(*pair)[:, None]
+            values = term(index, *pair)[:, None].flatten(1)
             losses.append(temperature**2 * _reduced(values, pair.ignore, reduction))
     return weighted(losses, weights, [pair[:2] for pair in found])
 

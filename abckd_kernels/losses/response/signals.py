@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...ops import shapes
+from ..checks import listed
 
 Signals = Tensor | Sequence[Tensor]
 
@@ -44,10 +45,8 @@ def signal_pairs(
     """
     signals = {}
     for name, given in (("student", student), ("teacher", teacher)):
-        several = not isinstance(given, Tensor)
-        if several and (not isinstance(given, Sequence) or isinstance(given, str) or not given):
-            raise TypeError(f"{name}: expected a tensor or a non-empty list of tensors, got {given!r}")
-        signals[name] = [(x, f"{name}[{i}]" if several else name) for i, x in enumerate(given if several else [given])]
+        one = isinstance(given, Tensor)
+        signals[name] = [(x, name if one else f"{name}[{i}]") for i, x in enumerate(listed(name, given))]
     if len(signals["student"]) != len(signals["teacher"]):
         raise ValueError(
             f"teacher: expected {len(signals['student'])} signals, one per student's, got {len(signals['teacher'])}"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..shapes import accumulation_dtype, dense, empty_like, frame_mask
+from ..shapes import accumulation_dtype, broadcast_mask, dense, empty_like
 
 
 class Function(NamedTuple):
@@ -80,7 +80,7 @@ def forward(
     padded_length: int,
 ) -> Tensor:
     values = FUNCTIONS[kind].value(*_wide(student, teacher, third, per_channel), parameter)
-    mask = _broadcast_mask(student, lengths, padded_length)
+    mask = broadcast_mask(student, lengths, padded_length)
     if mask is not None:
         values = values.masked_fill(~mask, 0)
     return values.flatten(2).sum(2)
@@ -99,7 +99,7 @@ def backward(
 ) -> list[Tensor]:
     operands = _wide(student, teacher, third, per_channel)
     grad = grad.to(operands[0].dtype).view(*grad.shape, *[1] * (student.dim() - 2))
-    mask = _broadcast_mask(student, lengths, padded_length)
+    mask = broadcast_mask(student, lengths, padded_length)
     results = []
     for slope in FUNCTIONS[kind].slopes(*operands, parameter):
         slope = grad * slope
@@ -114,8 +114,3 @@ def _wide(student, teacher, third, per_channel) -> list[Tensor | None]:
     if per_channel is not None:
         per_channel = per_channel.to(dtype).view(-1, *[1] * (student.dim() - 2))
     return [*(x if x is None else x.to(dtype) for x in (student, teacher, third)), per_channel]
-
-
-def _broadcast_mask(x: Tensor, lengths: Tensor | None, padded_length: int) -> Tensor | None:
-    mask = frame_mask(lengths, x.shape[2], padded_length)
-    return None if mask is None else mask.reshape(x.shape[0], 1, x.shape[2], *[1] * (x.dim() - 3))

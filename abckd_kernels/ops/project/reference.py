@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..shapes import accumulation_dtype, empty_like, frame_mask
+from ..shapes import accumulation_dtype, broadcast_mask, empty_like
 
 
 def forward(
@@ -47,12 +47,12 @@ def _residual(student, weight, teachers, bias, attention, lengths, padded_length
     """r (B, Ct, P); student, weight and teachers as they enter it, positions flat, zero where they don't count."""
     dtype = accumulation_dtype(student.dtype)
     weight, attention = (None if x is None else x.to(dtype) for x in (weight, attention))
-    mask = frame_mask(lengths, student.shape[2], padded_length)
+    mask = broadcast_mask(student, lengths, padded_length)
 
     def wide(x: Tensor) -> Tensor:
         x = x.to(dtype)
         if mask is not None:
-            x = x.masked_fill(~mask.reshape(len(x), 1, -1, *[1] * (x.dim() - 3)), 0)
+            x = x.masked_fill(~mask, 0)
         return x.flatten(2)
 
     s, *ts = map(wide, (student, *teachers))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..shapes import accumulation_dtype, dense, empty_like, frame_mask, valid_frames
+from ..shapes import accumulation_dtype, broadcast_mask, dense, empty_like, valid_frames
 
 
 def forward(
@@ -14,7 +14,7 @@ def forward(
     maps, channel_means = [], []
     for x in features:
         x = x.to(accumulation_dtype(x.dtype))
-        mask = _broadcast_mask(x, lengths, padded_length)
+        mask = broadcast_mask(x, lengths, padded_length)
         if mask is not None:
             x = x.masked_fill(~mask, 0)
         maps.append((x.square() if power == 2 else x.abs()).mean(1))
@@ -42,18 +42,13 @@ def backward(
             result += (mean_grad / _valid_positions(x, lengths, padded_length)).reshape(
                 *x.shape[:2], *[1] * (x.dim() - 2)
             )
-        mask = _broadcast_mask(x, lengths, padded_length)
+        mask = broadcast_mask(x, lengths, padded_length)
         if mask is not None:
             result = result.masked_fill(~mask, 0)
         if grad is not None:
             result += grad
         results.append(empty_like(feature).copy_(result))
     return results
-
-
-def _broadcast_mask(x: Tensor, lengths: Tensor | None, padded_length: int) -> Tensor | None:
-    mask = frame_mask(lengths, x.shape[2], padded_length)
-    return None if mask is None else mask.reshape(x.shape[0], 1, x.shape[2], *[1] * (x.dim() - 3))
 
 
 def _valid_positions(x: Tensor, lengths: Tensor | None, padded_length: int) -> Tensor | int:

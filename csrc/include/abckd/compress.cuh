@@ -43,9 +43,7 @@ struct CompressTable {
   __device__ int layers() const { return students + teachers; }
   __device__ int64_t cells() const { return grid_frames * grid_bands; }
 
-  __device__ int64_t valid_rows(int64_t b, int64_t frames) const {
-    return padding.lengths == nullptr ? frames : valid_frames(padding.lengths[b], frames, padding.padded_length);
-  }
+  __device__ int64_t valid_rows(int64_t b, int64_t frames) const { return valid_frames(padding, b, frames); }
   __device__ int64_t valid_cells(int64_t b) const { return valid_rows(b, grid_frames) * grid_bands; }
 
   // A valid cell of sample b of map l: the mean over the valid positions of its window.
@@ -205,9 +203,7 @@ __global__ void __launch_bounds__(kCompressThreads, kCompressBlocks) compress_at
   double* const alpha = inverse_norms + n + m + warp_index() * 2 * m;
   double* const alpha_grads = alpha + m;
   const int64_t b = blockIdx.x;
-  const int64_t rows = a.padding.lengths == nullptr
-                           ? a.grid_frames
-                           : valid_frames(a.padding.lengths[b], a.grid_frames, a.padding.padded_length);
+  const int64_t rows = valid_frames(a.padding, b, a.grid_frames);
   const double groups = a.per_frame && rows > 0 ? double(rows) : 1.0;
   for (int p = threadIdx.x; p < count; p += kCompressThreads) {
     double sum = 0;
@@ -413,8 +409,7 @@ __device__ void compress_backward(const CompressBackwardTable& table, int i, con
   if (table.on_grid(i)) {
     result = stretch.read(source + stretch.first, own);
   } else {
-    const Padding& padding = table.padding;
-    const int64_t frames = padding.lengths == nullptr ? T : valid_frames(padding.lengths[b], T, padding.padded_length);
+    const int64_t frames = valid_frames(table.padding, b, T);
 #pragma unroll
     for (int k = 0; k < stretch.kCount; ++k) {
       const int64_t t = stretch.at(k) / F, f = stretch.at(k) % F;

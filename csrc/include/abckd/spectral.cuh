@@ -43,7 +43,7 @@ struct SpectralTable {
 
   // Bins that count, of each run of frames * inner.
   __device__ int64_t valid_in_run(int64_t b) const {
-    return (padding.lengths == nullptr ? frames : valid_frames(padding.lengths[b], frames, padding.padded_length)) * inner;
+    return valid_frames(padding, b, frames) * inner;
   }
 
   // Bins that the means of sample b are over, at least one.

@@ -68,9 +68,7 @@ struct TapTable {
 
   // Positions of sample b that count; they are the first ones.
   __device__ int64_t valid_positions(const Layer& of, int64_t b) const {
-    const int64_t frames =
-        padding.lengths == nullptr ? of.frames : valid_frames(padding.lengths[b], of.frames, padding.padded_length);
-    return frames * of.bands;
+    return valid_frames(padding, b, of.frames) * of.bands;
   }
 };
 

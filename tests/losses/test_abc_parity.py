@@ -3,35 +3,21 @@
 AT.code is 1/(B N) sum_b ||a_s - a_t||^2 for each pair of layers, N positions per map: our distances divided by N.
 """
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from parity import Vectors, index
 
 from abckd_kernels import abc_loss
 
-PARITY = Path(__file__).resolve().parents[2] / "shared" / "parity"
-pytestmark = pytest.mark.skipif(not PARITY.is_dir(), reason="the parity vectors (../shared/parity) are not here")
+pytestmark = pytest.mark.skipif(not index(), reason="the parity vectors (../shared/parity) are not here")
 EQUAL_SIZES = ("md__AT_p2_3layers", "rep__AT_p2_edge_zero_samples", "td__AT_code")
 RESIZED = ("rep__AT_p2_s_larger_t_square", "rep__AT_p2_s_square_t_larger")
 
 
-class Vectors:
-    """Features, and the loss and student gradients that a published implementation gives for them."""
-
-    def __init__(self, name: str):
-        index = json.loads((PARITY / "INDEX.json").read_text())
-        entry = next(entry for entry in index["entries"] if entry["file"] == f"{name}.npz")
-        assert entry["formula"] == "AT.code" and entry["dtype"] == "float64"
-        data = np.load(PARITY / entry["file"])
-        layers = range(len(entry["student_shapes"]))
-        self.students, self.teachers, self.grads = (
-            [torch.from_numpy(data[f"{prefix}{i}"]).requires_grad_(prefix == "s") for i in layers]
-            for prefix in ("s", "t", "gs")
-        )
-        self.loss = float(data["loss"])
+def vectors(name):
+    peer = Vectors(name)
+    assert peer.entry["formula"] == "AT.code" and peer.entry["dtype"] == "float64"
+    return peer
 
 
 def attention_transfer(student, teacher, attention):
@@ -49,33 +35,35 @@ ENFORCED = {
 @pytest.mark.parametrize("attention", ENFORCED.values(), ids=ENFORCED)
 @pytest.mark.parametrize("name", EQUAL_SIZES)
 def test_attention_transfer(backend, name, attention):
-    peer = Vectors(name)
+    peer = vectors(name)
     loss = sum(attention_transfer(s, t, attention) for s, t in zip(peer.students, peer.teachers, strict=True))
-    assert loss.item() == pytest.approx(peer.loss, rel=1e-10)
-    for ours, theirs in zip(torch.autograd.grad(loss, peer.students), peer.grads, strict=True):
+    assert loss.item() == pytest.approx(peer["loss"].item(), rel=1e-10)
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, peer.students), [peer[f"gs{i}"] for i in range(len(peer.students))], strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", EQUAL_SIZES[:1])
 def test_several_layers_in_one_call(backend, name):
     """All pairs meet on the grid of one, which makes no difference to that one; the weights pick it."""
-    peer = Vectors(name)
+    peer = vectors(name)
     n = len(peer.students)
     total = 0
     for i, student in enumerate(peer.students):
         grid, positions = student.shape[2:], student[0, 0].numel()
         weights = [float(k == i) / positions for k in range(n)]
         total = total + abc_loss(peer.students, peer.teachers, mask=torch.eye(n).bool(), grid=grid, weights=weights)
-    assert total.item() == pytest.approx(peer.loss, rel=1e-10)
+    assert total.item() == pytest.approx(peer["loss"].item(), rel=1e-10)
 
 
 @pytest.mark.parametrize("name", RESIZED)
 def test_resizing_differs_on_purpose(backend, name):
     """The peer pools the larger feature and then squares: opposite signs cancel. Ours pools the energy: they don't."""
-    peer = Vectors(name)
+    peer = vectors(name)
     (student,), (teacher,) = peer.students, peer.teachers
     alone = ENFORCED["mask"]
-    assert attention_transfer(student, teacher, alone).item() != pytest.approx(peer.loss, rel=1e-3)
+    assert attention_transfer(student, teacher, alone).item() != pytest.approx(peer["loss"].item(), rel=1e-3)
     target = tuple(min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True))
     resized = [torch.nn.functional.adaptive_avg_pool2d(x, target) for x in (student, teacher)]
-    assert attention_transfer(*resized, alone).item() == pytest.approx(peer.loss, rel=1e-10)
+    assert attention_transfer(*resized, alone).item() == pytest.approx(peer["loss"].item(), rel=1e-10)
