@@ -167,21 +167,16 @@ def run(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
     """The case's ops in order: (name, function that runs it and returns its compulsory bytes)."""
     lengths = None if case.lengths is None else torch.tensor(case.lengths)
     padding = (lengths, case.students[0][1 if case.kind == "compress" else 2])
-    if case.kind == "compress":
-        maps = [torch.rand(shape, dtype=getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers)]
-        yield from _compress(maps, len(case.students), padding, {}, case.per_frame)
-        return
-    if case.kind == "spectral":
-        yield from _run_spectral(case, padding)
-        return
-    if case.kind == "divergence":
-        yield from _run_divergence(case)
-    if case.kind == "project":
-        yield from _run_project(case, padding)
-        return
-    if case.kind == "pointwise":
-        yield from _run_pointwise(case, padding)
-        return
+    return _RUN[case.kind](case, padding)
+
+
+def _run_compress(case: Case, padding: tuple) -> Iterator[tuple[str, Callable[[], int]]]:
+    maps = [torch.rand(shape, dtype=getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers)]
+    return _compress(maps, len(case.students), padding, {}, case.per_frame)
+
+
+def _run_taps(case: Case, padding: tuple) -> Iterator[tuple[str, Callable[[], int]]]:
+    """With compress between the ways, where that makes a step."""
     features = [_feature(shape, case) for shape in (*case.students, *case.teachers)]
     made = {}
 
@@ -283,7 +278,7 @@ def _run_spectral(case: Case, padding: tuple) -> Iterator[tuple[str, Callable[[]
     yield "spectral_backward", backward
 
 
-def _run_divergence(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
+def _run_divergence(case: Case, _: tuple) -> Iterator[tuple[str, Callable[[], int]]]:
     student, teacher = (torch.randn(shape).to(getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers))
     options, made = (DIVERGENCES.index(case.divergence), 0.5, 2.0), {}
 
@@ -298,6 +293,17 @@ def _run_divergence(case: Case) -> Iterator[tuple[str, Callable[[], int]]]:
 
     yield "divergence_forward", forward
     yield "divergence_backward", backward
+
+
+_RUN = {
+    "compress": _run_compress,
+    "divergence": _run_divergence,
+    "pointwise": _run_pointwise,
+    "project": _run_project,
+    "spectral": _run_spectral,
+    "step": _run_taps,
+    "tap": _run_taps,
+}
 
 
 def _feature(shape: tuple[int, ...], case: Case) -> Tensor:

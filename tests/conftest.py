@@ -17,6 +17,23 @@ if "ABCKD_TEST_SIMT" in os.environ:  # a seed: the backend "cpu" is then the CUD
     emulated.load().set_seed(int(os.environ["ABCKD_TEST_SIMT"]))
 
 
+# Each test of these is long and needs no other: it goes to whichever worker of pytest-xdist is free. Of every other file
+# the tests stay together, for the sake of their fixtures.
+SPREAD = ("test_compile_ahead.py", "test_cuda_emulator.py", "test_triton_interpreter.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return nodeid if file.endswith(SPREAD) else file
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture(params=cases.BACKENDS)
 def backend(request):
     """Each backend that serves CPU tensors here, forced for the test."""

@@ -1,6 +1,5 @@
 """GPU kernels move few bytes more than they must: counted for Triton in its interpreter, for CUDA in the emulator."""
 
-import functools
 import json
 import os
 import subprocess
@@ -28,29 +27,27 @@ def triton():
 # ---------------------------------------------------------------------------------------------- the gates
 
 
+# Counted when first asked for, once: pytest keeps what a fixture raised, too.
 @pytest.fixture(scope="module")
-def rows():
-    """A function that gives all rows of a backend, counted when first asked for."""
+def rows_of_triton(triton):
+    return traffic.measure("triton")
 
-    @functools.cache
-    def measured(backend):
-        if backend == "triton":
-            pytest.importorskip("triton")
-            return traffic.measure("triton")
-        try:
-            return traffic.measure("cuda")
-        except NotCounted as error:
-            pytest.skip(str(error))
 
-    return measured
+@pytest.fixture(scope="module")
+def rows_of_cuda():
+    try:
+        return traffic.measure("cuda")
+    except NotCounted as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize(
     "backend, case",
     [pytest.param(name, case, id=f"{name}-{case}") for name in traffic.BACKENDS for case in traffic_cases.of(name)],
 )
-def test_gate(rows, backend, case):
-    of_case = [row for row in rows(backend) if row["id"] == str(case)]
+def test_gate(request, backend, case):
+    rows = request.getfixturevalue(f"rows_of_{backend}")
+    of_case = [row for row in rows if row["id"] == str(case)]
     assert len(of_case) == (6 if case.kind == "step" else 2)
     assert all(row["moved"] > 0 and traffic.gates(row) for row in of_case if not row["op"].startswith("step"))
     assert not traffic.failures(of_case)
