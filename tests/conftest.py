@@ -17,8 +17,8 @@ if "ABCKD_TEST_SIMT" in os.environ:  # a seed: the backend "cpu" is then the CUD
     emulated.load().set_seed(int(os.environ["ABCKD_TEST_SIMT"]))
 
 
-# Each test of these is long and needs no other: it goes to whichever worker of pytest-xdist is free. Of every other file
-# the tests stay together, for the sake of their fixtures.
+# Each test of these is long and needs no other: it goes to whichever worker of pytest-xdist is free. The tests of every
+# other file stay together, for the sake of their fixtures.
 SPREAD = ("test_compile_ahead.py", "test_cuda_emulator.py", "test_triton_interpreter.py")
 
 
