@@ -13,6 +13,7 @@ from abckd_dns.networks import save_checkpoint
 from abckd_dns.stft import HOP, N_FFT, FrameTransform, Stft, envelope
 from abckd_dns.streaming import DELAY, LATENCY, StreamingDenoiser, flush
 
+
 @pytest.fixture(scope="module", params=PRESETS)
 def preset(request) -> Denoiser:
     return lively(PRESETS[request.param])
