@@ -49,7 +49,7 @@ class StreamingDenoiser(nn.Module):
 
     def step(self, samples: Tensor, state: State) -> tuple[Tensor, State]:
         """Noisy samples (B, HOP) and the state so far to enhanced samples (B, HOP) and the state from there on."""
-        following = {"samples": samples}
+        following = {"samples": samples.clone()}  # who calls may fill the same memory with the next ones
 
         def run(stage: nn.Module, x: Tensor) -> Tensor:
             name = self._names[stage]
