@@ -1,5 +1,6 @@
 """Tests of abckd_dns. They make all their audio; without the extra [dns] they are not collected."""
 
+import os
 import sys
 import warnings
 from importlib.util import find_spec
@@ -44,3 +45,15 @@ def runs(folders, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs")
     main(["train", "--out", str(out / "teacher"), *data_arguments(folders), *SHORT])
     return out
+
+
+@pytest.fixture
+def system(tmp_path, monkeypatch) -> Path:
+    """A folder with the packages of the demo in trees/ and the programs that get them from there first in PATH."""
+    from made_packages import demo_trees, make_system
+
+    demo_trees(tmp_path / "trees")
+    make_system(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
