@@ -15,11 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from abckd_dns import data
 from abckd_dns.cli import main
-from abckd_dns.distill import DistillOptions, FeatureDistillation, ResponseDistillation, _feature_channels
+from abckd_dns.distill import DistillOptions, Distillation
+from abckd_dns.kd import build, parse
 from abckd_dns.model import PRESETS, Denoiser
 from abckd_dns.networks import load_network
 from abckd_dns.objective import SpeechLoss
-from abckd_kernels import ABCLoss, Distiller
 
 
 def weights(run):
@@ -45,7 +45,7 @@ def logged_tags(run) -> set[str]:
 def test_train_leaves_a_run(runs):
     run = runs / "teacher"
     assert json.loads((run / "config.json").read_text())["steps"] == 2
-    assert logged_tags(run) == {"loss", "lr"}
+    assert logged_tags(run) == {"loss", "lr", "skipped"}
     fresh = Denoiser(PRESETS["teacher"]).state_dict()
     trained = weights(run)
     assert trained.keys() == fresh.keys()
@@ -78,10 +78,10 @@ def test_distill_with_labels(folders, runs, tmp_path, loss):
     distill(runs, tmp_path, "--loss", loss, *data_arguments(folders))
     assert weights(tmp_path).keys() == Denoiser(PRESETS["student"]).state_dict().keys()
     expected = {
-        "abc": {"loss", "lr", "speech", "kd", "attention"},
-        "response": {"loss", "lr", "speech", "kd"},
+        "abc": {"loss", "lr", "skipped", "speech", "kd/abc", "attention"},
+        "response": {"loss", "lr", "skipped", "speech", "kd/response"},
     }
-    assert logged_tags(tmp_path) == expected.get(loss, {"loss", "lr"})
+    assert logged_tags(tmp_path) == expected.get(loss, {"loss", "lr", "skipped"})
     assert (tmp_path / "attention.png").exists() == (loss == "abc")
 
 
@@ -106,21 +106,17 @@ def test_label_free_never_looks_at_clean_speech(folders, runs, tmp_path, monkeyp
 @pytest.mark.parametrize("label_free", [False, True])
 @pytest.mark.parametrize("loss", ["abc", "response"])
 def test_what_a_distilled_student_is_compared_with(loss, label_free):
-    student, teacher = Denoiser(PRESETS["student"]), Denoiser(PRESETS["teacher"])
+    student, teacher = Denoiser(PRESETS["student"]), Denoiser(PRESETS["teacher"]).eval()
     batch = {name: 0.1 * torch.randn(2, 8_000) for name in ("noisy", "clean")}
-    if loss == "abc":
-        distiller = Distiller(student, teacher, ["bottleneck"], ["bottleneck"], ABCLoss([16], [64]))
-        outputs = FeatureDistillation(distiller, 0.5, label_free)(batch)
-        distiller.remove_hooks()
-    else:
-        outputs = ResponseDistillation(student, teacher.eval(), 0.5, label_free)(batch)
+    losses = build([parse(loss, 0.5)], student, teacher, "bottleneck", "bottleneck")
+    outputs = Distillation(student, teacher, losses, label_free)(batch)
     outputs["loss"].backward()
     assert student.mask.weight.grad.abs().sum() > 0
 
     speech_loss, enhanced, response = SpeechLoss(), student(batch["noisy"]), teacher(batch["noisy"])
     from_clean, from_teacher = speech_loss(enhanced, batch["clean"]), speech_loss(enhanced, response)
     if loss == "abc":
-        expected = (from_teacher if label_free else from_clean) + 0.5 * outputs["kd"]
+        expected = (from_teacher if label_free else from_clean) + 0.5 * outputs["kd/abc"]
     else:
         expected = from_teacher if label_free else from_clean + 0.5 * from_teacher
     torch.testing.assert_close(outputs["loss"], expected)
@@ -137,7 +133,7 @@ def test_teacher_is_not_changed(folders, runs, tmp_path):
     before = weights(runs / "teacher")
     teacher = load_network(str(runs / "teacher"), "--teacher")
     student = Denoiser(PRESETS["student"])
-    _feature_channels(student, teacher, ["bottleneck"], ["bottleneck"])
+    build([parse("semckd", 1)], student, teacher, "bottleneck", "bottleneck")
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     assert student.encoder[0][1].num_batches_tracked == 0 and student.training
 
