@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from abckd_kernels import Distiller
@@ -29,6 +28,7 @@ from abckd_kernels.losses.hints.activations import margins
 
 from .errors import InputError
 from .objective import SpeechLoss
+from .processes import processes
 from .stft import SAMPLE_RATE
 
 RESPONSE = "response"
@@ -231,7 +231,7 @@ def _module(
     options = {key: value for key, value in specification.options.items() if key not in _LAYER_KEYS}
     if options.get("mask") == "stage":
         options["mask"] = _stage_mask(where, student_layers, teacher_layers)
-    if "group" in accepted and PartialState().num_processes > 1:
+    if "group" in accepted and processes().num_processes > 1:
         options["group"] = torch.distributed.group.WORLD  # relations within the whole batch, not within a process's
     if "spatial_axes" in accepted:
         options.setdefault("spatial_axes", pair[0][0].dim() - 2)

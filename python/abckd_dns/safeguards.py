@@ -13,7 +13,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interruption:
-    """Within `with`, the first SIGTERM or SIGINT is only noted, in `received`; a second one acts as ever."""
+    """Within `with`, SIGTERM and SIGINT are only noted, in `received`; a second SIGINT acts as ever.
+
+    (Not a second SIGTERM: schedulers and launchers both send one.)
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -30,8 +33,10 @@ class Interruption:
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received == number == signal.SIGINT:
+            self.__exit__()
+            signal.raise_signal(number)
         self.received = signal.Signals(number)
-        self.__exit__()
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:

@@ -18,7 +18,7 @@ from typing import Literal
 
 import safetensors.torch
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ from .errors import InputError
 from .networks import CHECKPOINT_NAME, load_network, save_checkpoint
 from .objective import SpeechLoss
 from .prepared import Prepared
+from .processes import only_cpu, processes
 from .safeguards import Interruption, StepGuard, leave_signals_to_the_main_process
 from .stft import SAMPLE_RATE
 
@@ -93,7 +94,7 @@ class TrainingOptions(MixtureOptions):
 
     @property
     def example_count(self) -> int:
-        return self.steps * self.batch_size * PartialState().num_processes
+        return self.steps * self.batch_size * processes().num_processes
 
 
 @dataclass(kw_only=True)
@@ -118,7 +119,7 @@ def is_done(options: TrainingOptions) -> bool:
         return False
     check_same_run(options.out, asdict(options))
     if is_finished(options.out):
-        PartialState().print(f"{options.out} is finished: {options.steps} steps are done")
+        processes().print(f"{options.out} is finished: {options.steps} steps are done")
     return is_finished(options.out)
 
 
@@ -258,27 +259,25 @@ def fit(
                     with writing(options.out):
                         figure.savefig(options.out / "attention.png", dpi=150)
                         accelerator.get_tracker("tensorboard", unwrap=True).add_figure("attention", figure, step)
-            if is_stop and step < options.steps:
-                number = interruption.received or signal.SIGTERM  # of another process
-                accelerator.end_training()
-                accelerator.print(
-                    f"abckd-dns: stopped by {number.name} after step {step} of {options.steps}, which is saved; "
-                    "the same command continues",
-                    file=sys.stderr,
-                )
-                raise SystemExit(128 + number)
-    accelerator.end_training()
-    if accelerator.is_main_process:
+            if is_stop:
+                break
+    if step == options.steps and accelerator.is_main_process:
         write_json(options.out / FINISHED_NAME, {"steps": options.steps, "skipped": guard.read()[0]})
         states.remove()
     accelerator.wait_for_everyone()
+    accelerator.end_training()
+    if is_stop:
+        number = interruption.received or signal.SIGTERM  # of another process
+        message = f"abckd-dns: stopped by {number.name} after step {step} of {options.steps}, which is saved"
+        accelerator.print(message + "; the same command continues", file=sys.stderr)
+        raise SystemExit(128 + number)
 
 
 def _accelerator(options: TrainingOptions) -> Accelerator:
     precision = {None: None, "fp32": "no"}.get(options.precision, options.precision)
-    if precision == "fp16" and not torch.accelerator.is_available():
+    if precision == "fp16" and only_cpu():
         raise InputError("--precision fp16: needs a GPU; on a CPU choose bf16 or fp32")
-    return Accelerator(mixed_precision=precision, log_with="tensorboard", project_dir=options.out)
+    return Accelerator(cpu=only_cpu(), mixed_precision=precision, log_with="tensorboard", project_dir=options.out)
 
 
 def _loader(examples: Dataset, options: TrainingOptions, accelerator: Accelerator, first: int) -> DataLoader:

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from abckd_dns import data
 from abckd_dns.cli import main
-from abckd_dns.distill import DistillOptions, Distillation
+from abckd_dns.distill import Distillation, DistillOptions
 from abckd_dns.kd import build, parse
 from abckd_dns.model import PRESETS, Denoiser
 from abckd_dns.networks import load_network
@@ -199,9 +199,13 @@ def test_error_of_a_worker_process_reads_like_any_other(folders, tmp_path, capsy
 
 def test_infinite_loss_stops_the_run(folders, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("abckd_dns.train.SpeechLoss.forward", lambda self, estimate, target: estimate.sum() * math.nan)
-    message = fails_with(capsys, "train", "--out", str(tmp_path), *data_arguments(folders), *SHORT)
-    assert "the loss became nan by step 1" in message
+    start = ["train", "--out", str(tmp_path), *data_arguments(folders), *SHORT, "--max-skipped", "2"]
+    message = fails_with(capsys, *start)
+    assert "2 steps in a row had a loss or gradient that is not finite" in message
     assert not (tmp_path / "model.safetensors").exists()
+    path = tmp_path / "offending_batch_0.safetensors"
+    assert str(path) in message
+    assert safetensors.torch.load_file(path)["noisy"].shape == (2, 8_000)
 
 
 def test_evaluate_on_mixtures(folders, runs, tmp_path, capsys):
