@@ -126,7 +126,7 @@ def build(
         layers_of[specification] = tuple(
             _layers(specification, side, network, given, is_logits) for side, (network, given) in networks.items()
         )
-    layers = [_once(names) for names in zip(*layers_of.values(), strict=True)]
+    layers = [_once([pair[side] for pair in layers_of.values()]) for side in (0, 1)]
     features = _probe(student, teacher, *layers) if layers[0] else ({}, {})
     labels = [specification.name for specification in specifications]
     losses = []

@@ -19,6 +19,7 @@ from typing import Literal
 import safetensors.torch
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -277,6 +278,7 @@ def _accelerator(options: TrainingOptions) -> Accelerator:
     precision = {None: None, "fp32": "no"}.get(options.precision, options.precision)
     if precision == "fp16" and only_cpu():
         raise InputError("--precision fp16: needs a GPU; on a CPU choose bf16 or fp32")
+    AcceleratorState._reset_state()  # a run before this one, in the same process, may have had another precision
     return Accelerator(cpu=only_cpu(), mixed_precision=precision, log_with="tensorboard", project_dir=options.out)
 
 

@@ -94,6 +94,34 @@ def test_distill_without_labels(folders, runs, tmp_path, loss):
     assert not torch.equal(weights(tmp_path)["mask.weight"], untrained["mask.weight"])
 
 
+def test_distill_with_several_losses(folders, runs, tmp_path):
+    losses = ["abc(scores=uniform,mask=stage)=0.1", "at", "spectral=1", "si_snr=0.01"]
+    distill(runs, tmp_path, *data_arguments(folders), "--kd-warmup", "5", "--loss", *losses)
+    assert logged_tags(tmp_path) == {
+        *("loss", "lr", "skipped", "speech"),
+        *("kd/abc", "kd/at", "kd/spectral", "kd/si_snr"),
+    }
+
+
+@pytest.mark.parametrize("loss", ["none", "abc"])
+def test_distill_with_some_labels(folders, runs, tmp_path, loss):
+    noisy = ["--noisy", str(folders / "noisy"), "--noisy-fraction", "0.4"]
+    distill(runs, tmp_path, "--loss", loss, *data_arguments(folders), *noisy)
+    assert weights(tmp_path)["mask.weight"].isfinite().all()
+
+
+def test_bf16_run_learns_the_same_weights_to_its_precision(folders, tmp_path):
+    for precision in ("fp32", "bf16"):
+        main(
+            ["train", "--preset", "own_networks:tiny", "--precision", precision, "--out", str(tmp_path / precision)]
+            + [*data_arguments(folders), *SHORT]
+        )
+    full, half = weights(tmp_path / "fp32"), weights(tmp_path / "bf16")
+    assert all(value.dtype == full[name].dtype for name, value in half.items())
+    assert not torch.equal(half["encoder.0.0.weight"], full["encoder.0.0.weight"])
+    torch.testing.assert_close(half["encoder.0.0.weight"], full["encoder.0.0.weight"], rtol=0, atol=5e-3)
+
+
 def test_label_free_never_looks_at_clean_speech(folders, runs, tmp_path, monkeypatch):
     distill(runs, tmp_path / "a", "--label-free", *data_arguments(folders))
     mix = data.mix
@@ -172,6 +200,14 @@ def test_combinations_that_make_no_sense(folders, runs, tmp_path, capsys):
     assert "leaves nothing to learn from" in message
     assert "--label-free" in fails_with(capsys, *start, "--noisy", str(folders / "noisy"))
     assert "--clean" in fails_with(capsys, *start)
+    labels = data_arguments(folders)
+    assert "no loss is called abd" in fails_with(capsys, *start, *labels, "--loss", "abd")
+    assert "compares with clean speech" in fails_with(capsys, *start, *labels, "--loss", "dispatch", "--label-free")
+    assert "--kd-warmup" in fails_with(capsys, *start, *labels, "--kd-warmup", "-1")
+    message = fails_with(capsys, *start, *labels, "--noisy", str(folders / "noisy"), "--noisy-fraction", "1")
+    assert "--noisy-fraction: expected a number between 0 and 1" in message
+    if not torch.accelerator.is_available():
+        assert "fp16: needs a GPU" in fails_with(capsys, *start, *labels, "--precision", "fp16")
     assert "--steps" in fails_with(capsys, *start, *data_arguments(folders), "--steps", "0")
 
 
