@@ -14,6 +14,7 @@ from .distill import DistillOptions, distill
 from .enhance import DenoiseOptions, denoise
 from .errors import InputError
 from .evaluate import EvaluateOptions, evaluate
+from .prepared import PrepareOptions, prepare
 from .train import TrainOptions, train
 
 
@@ -23,6 +24,7 @@ class FetchDemoDataOptions:
 
 
 _COMMANDS = {
+    "prepare": (PrepareOptions, prepare),
     "train": (TrainOptions, train),
     "distill": (DistillOptions, distill),
     "evaluate": (EvaluateOptions, evaluate),

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from abckd_dns.model import Denoiser, DenoiserConfig
+
 
 class Gate(nn.Module):
     """Waveform in, waveform out; `features` is (B, C, T), `recurrent` returns a tuple of (B, T, C)."""
@@ -19,6 +21,14 @@ class Gate(nn.Module):
         return nn.functional.pad(x, (0, waveform.shape[-1] - x.shape[-1]))
 
 
+class Random(Gate):
+    """Draws random numbers while it trains, and keeps statistics."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.features = nn.Sequential(self.features, nn.BatchNorm1d(4), nn.Dropout(0.3))
+
+
 class Pair(nn.Module):
     def forward(self, x):
         return x.tanh(), x
@@ -26,6 +36,10 @@ class Pair(nn.Module):
 
 def small() -> nn.Module:
     return Gate(4)
+
+
+def random() -> nn.Module:
+    return Random()
 
 
 def large() -> nn.Module:
@@ -58,3 +72,11 @@ def fails() -> nn.Module:
 
 
 constant = 3
+
+
+def tiny() -> nn.Module:
+    return Denoiser(DenoiserConfig(channels=(4, 6), recurrent_size=8))
+
+
+def tiny_teacher() -> nn.Module:
+    return Denoiser(DenoiserConfig(channels=(6, 8), recurrent_size=12))
