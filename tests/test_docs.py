@@ -34,7 +34,11 @@ def test_every_kernel_has_its_row(kernel):
     assert f"| [{kernel}](" in KERNELS and f"| {kernel} |" in RESOURCES
 
 
-@pytest.mark.parametrize("page", ["README.md", "csrc/README.md", "tests/simt/README.md", "docs/kernels.md"])
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "csrc/README.md", "tests/simt/README.md"]
+    + [f"docs/{name}.md" for name in ("kernels", "evaluation", "deployment")],
+)
 def test_links_lead_somewhere(page):
     file = ROOT / page
     for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", file.read_text()):

@@ -6,6 +6,7 @@ import functools
 import math
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -50,6 +51,23 @@ def _round_rate(rate: int) -> int:
 @functools.lru_cache(maxsize=16)
 def _resampler(source_rate: int, target_rate: int) -> torchaudio.transforms.Resample:
     return torchaudio.transforms.Resample(source_rate, target_rate)
+
+
+class Header(NamedTuple):
+    """What a file says of itself: sample rate in Hz, samples per channel, and how libsndfile names their encoding."""
+
+    rate: int
+    channels: int
+    length: int
+    subtype: str
+
+
+def read_header(path: Path) -> Header:
+    try:
+        found = soundfile.info(path)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    return Header(found.samplerate, found.channels, found.frames, found.subtype)
 
 
 def read(path: Path) -> tuple[Tensor, int]:

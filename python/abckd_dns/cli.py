@@ -10,11 +10,13 @@ import tyro
 
 from .demo import DemoOptions, demo
 from .demo_data import fetch_demo_data
+from .describe import DescribeOptions, describe
 from .distill import DistillOptions, distill
 from .enhance import DenoiseOptions, denoise
 from .errors import InputError
 from .evaluate import EvaluateOptions, evaluate
 from .prepared import PrepareOptions, prepare
+from .export import ExportOptions, export
 from .train import TrainOptions, train
 
 
@@ -29,6 +31,8 @@ _COMMANDS = {
     "distill": (DistillOptions, distill),
     "evaluate": (EvaluateOptions, evaluate),
     "denoise": (DenoiseOptions, denoise),
+    "export": (ExportOptions, export),
+    "describe": (DescribeOptions, describe),
     "fetch-demo-data": (FetchDemoDataOptions, lambda _: print(fetch_demo_data())),
     "demo": (DemoOptions, demo),
 }
@@ -41,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         options = tyro.cli(
             Union[tuple(options_of)],  # noqa: UP007 - a union of values
             prog="abckd-dns",
-            description="Train, distil, evaluate and run speech noise suppressors.",
+            description="Train, distil, evaluate, run and export speech noise suppressors.",
             args=arguments,
         )
         run = {options: run for options, run in _COMMANDS.values()}[type(options)]

@@ -16,9 +16,8 @@ from .demo_data import fetch_demo_data
 from .distill import DistillOptions, distill
 from .enhance import denoise_file
 from .errors import InputError
-from .evaluate import EvaluateOptions, Scores, evaluate, format_mean
+from .evaluate import EvaluateOptions, evaluate
 from .figures import spectrogram_figure
-from .metrics import METRICS
 from .networks import load_network
 from .stft import SAMPLE_RATE
 from .train import TrainOptions, train
@@ -77,11 +76,11 @@ def demo(options: DemoOptions) -> None:
         clean=test.clean,
         noise=test.noise,
         checkpoints=checkpoints,
+        baseline=alone.name,
         count=options.count,
         csv=out / "evaluation.csv",
     )
-    scores = evaluate(comparison)
-    print(_difference(scores, distilled.name, alone.name))
+    evaluate(comparison)
 
     shown = MixtureOptions(clean=test.clean, noise=test.noise, snr=(0, 0), level=(-25, -25))
     example = Mixtures(shown, length=6 * SAMPLE_RATE, count=1, seed=2)[0]
@@ -96,7 +95,7 @@ def demo(options: DemoOptions) -> None:
 
 _SUMMARY = """
 Done in {minutes:.1f} minutes. Results in {out}:
-  evaluation.csv, evaluation_files.csv       the table above, and the value of every mixture
+  evaluation.csv, .md, evaluation_files.csv  the tables above, and the value of every mixture
   noisy.wav, enhanced.wav                    one file, before and after the distilled student
   noisy.png, enhanced.png                    their spectrograms
   attention.png                              which teacher layers each student layer learned from
@@ -117,12 +116,3 @@ def _data(options: DemoOptions) -> tuple[MixtureOptions, MixtureOptions]:
     training = MixtureOptions(clean=options.clean, noise=options.noise)
     test = MixtureOptions(clean=options.test_clean or options.clean, noise=options.test_noise or options.noise)
     return training, test
-
-
-def _difference(scores: Scores, name: str, baseline: str) -> str:
-    """Paired over the mixtures: far more certain than the difference of two means."""
-    parts = []
-    for metric in METRICS:
-        pairs = zip(scores[name][metric], scores[baseline][metric], strict=True)
-        parts.append(f"{metric} {format_mean(metric, [a - b for a, b in pairs], sign='+')}")
-    return f"{name} minus {baseline}, paired (95 %): {', '.join(parts)}"

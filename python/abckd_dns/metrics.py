@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pystoi
@@ -11,11 +16,6 @@ import torch
 from torch import Tensor
 
 from .stft import SAMPLE_RATE
-
-try:
-    import pesq
-except ImportError:  # it exists as source only, so that installing it needs a C compiler
-    pesq = None
 
 
 def sisdr(estimate: Tensor, target: Tensor) -> float:
@@ -29,40 +29,111 @@ def sisdr(estimate: Tensor, target: Tensor) -> float:
 
 def pesq_wideband(estimate: Tensor, target: Tensor) -> float:
     """Perceptual evaluation of speech quality (ITU-T P.862.2), 1.02 to 4.64."""
+    import pesq
+
     if not (estimate.any() and target.any()):
         return math.nan
     try:
         return float(pesq.pesq(SAMPLE_RATE, target.numpy(), estimate.numpy(), "wb"))
-    except (
-        pesq.PesqError,
-        ValueError,
-        ZeroDivisionError,
-    ):  # too short, or no utterance found in one of the two
+    except (pesq.PesqError, ValueError, ZeroDivisionError):  # too short, or no utterance found in one of the two
         return math.nan
 
 
-def stoi(estimate: Tensor, target: Tensor) -> float:
-    """Short-time objective intelligibility, up to 1."""
+def stoi(estimate: Tensor, target: Tensor, extended: bool = False) -> float:
+    """Short-time objective intelligibility, up to 1; `extended` is ESTOI."""
     if not (estimate.any() and target.any()):
         return math.nan
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # how pystoi says that there is too little speech
         try:
-            return float(pystoi.stoi(target.numpy(), estimate.numpy(), SAMPLE_RATE))
+            return float(pystoi.stoi(target.numpy(), estimate.numpy(), SAMPLE_RATE, extended))
         except (RuntimeWarning, ValueError):
             return math.nan
 
 
-METRICS = {"SI-SDR (dB)": sisdr, "PESQ-WB": pesq_wideband, "STOI": stoi}
-if pesq is None:
-    del METRICS["PESQ-WB"]
+def dnsmos(estimate: Tensor, target: Tensor | None = None) -> tuple[float, float, float, float]:
+    """What listeners would say of speech, background and the whole (ITU-T P.835) and of the whole (P.808), 1 to 5,
+    as DNSMOS predicts it without a target."""
+    values = _dnsmos_model()(estimate.clamp(-1, 1).numpy(), SAMPLE_RATE, False)
+    return tuple(float(values[name]) for name in ("sig_mos", "bak_mos", "ovrl_mos", "p808_mos"))
 
 
-def mean_and_margin(values: list[float], seed: int = 0) -> tuple[float, float]:
-    """Mean of the defined values and half the width of its 95 % bootstrap interval."""
+@functools.cache
+def _dnsmos_model() -> Callable:
+    import onnxruntime
+    import speechmos.dnsmos
+
+    folder = Path(speechmos.dnsmos.__file__).parent / "dnsmos_models"
+    paths = [str(folder / name) for name in ("sig_bak_ovr.onnx", "model_v8.onnx")]
+    model = speechmos.dnsmos.DNSMOS(*paths)
+    # Its own sessions take every core; here there is a process per core.
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    model.onnx_sess, model.p808_onnx_sess = (onnxruntime.InferenceSession(path, options) for path in paths)
+    return model
+
+
+class Metric(NamedTuple):
+    """A function of an estimate and its target, and what it gives."""
+
+    columns: tuple[str, ...]
+    """Names of its values."""
+    function: Callable[[Tensor, Tensor], float | tuple[float, ...]]
+    packages: tuple[str, ...] = ()
+    """What it imports and an installation may lack."""
+    needs_clean: bool = True
+
+    def missing_packages(self) -> list[str]:
+        return [name for name in self.packages if find_spec(name) is None]
+
+    def __call__(self, estimate: Tensor, target: Tensor | None) -> dict[str, float]:
+        if not estimate.isfinite().all():
+            return dict.fromkeys(self.columns, math.nan)
+        values = self.function(estimate, target)
+        return dict(zip(self.columns, values if isinstance(values, tuple) else (values,), strict=True))
+
+
+METRICS = {
+    "si-sdr": Metric(("SI-SDR (dB)",), sisdr),
+    # It exists as source only, so that installing it needs a C compiler.
+    "pesq": Metric(("PESQ-WB",), pesq_wideband, ("pesq",)),
+    "stoi": Metric(("STOI",), stoi),
+    "estoi": Metric(("ESTOI",), functools.partial(stoi, extended=True)),
+    "dnsmos": Metric(
+        tuple(f"DNSMOS {part}" for part in ("SIG", "BAK", "OVRL", "P808")),
+        dnsmos,
+        ("speechmos", "librosa", "requests", "onnxruntime"),  # the last three speechmos imports without saying so
+        needs_clean=False,
+    ),
+}
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % bootstrap interval, and how many values went into it."""
+
+    mean: float
+    low: float
+    high: float
+    defined: int
+    undefined: int
+
+    @property
+    def margin(self) -> float:
+        """Half the width."""
+        return (self.high - self.low) / 2
+
+
+def mean_interval(values: list[float], resamples: int = 2000, seed: int = 0) -> Interval:
+    """Of the finite values. One value has no interval, and none has no mean: NaN."""
     defined = np.array([value for value in values if math.isfinite(value)])
-    if not len(defined):
-        return math.nan, math.nan
-    samples = np.random.default_rng(seed).choice(defined, (2000, len(defined))).mean(axis=1)
-    low, high = np.percentile(samples, (2.5, 97.5))
-    return float(defined.mean()), float(high - low) / 2
+    count = len(defined)
+    rng = np.random.default_rng(seed)
+    means = [defined[rng.integers(count, size=count)].mean() for _ in range(resamples)] if count > 1 else [math.nan]
+    low, high = np.percentile(means, (2.5, 97.5))
+    mean = float(defined.mean()) if count else math.nan
+    return Interval(mean, float(low), float(high), count, len(values) - count)
+
+
+def paired_difference(values: list[float], baseline: list[float]) -> Interval:
+    """Of value minus baseline, example by example: far more certain than the difference of two means."""
+    return mean_interval([value - base for value, base in zip(values, baseline, strict=True)])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .stft import BINS, Stft, compress
 
 _KERNEL = (2, 3)  # frames x bins: the current frame and the one before it
+_PAST = _KERNEL[0] - 1  # frames that a convolution remembers
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ PRESETS = {
     "teacher": DenoiserConfig(channels=(16, 32, 48, 64, 64), recurrent_size=192),
     "student": DenoiserConfig(channels=(8, 16, 16, 16, 16), recurrent_size=40),
 }
+
+
+def _call(module: nn.Module, x: Tensor) -> Tensor:
+    return module(x)
 
 
 class Denoiser(nn.Module):
@@ -72,48 +79,87 @@ class Denoiser(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         spectrum = self.stft(waveform)
-        x = torch.stack(compress(spectrum), dim=1)
-        encoded = []
-        for stage in self.encoder:
-            x = stage(x)
-            encoded.append(x)
-        x = self.bottleneck(x)
-        for skip, stage in zip(self.skips, (*self.decoder, self.mask), strict=True):
-            x = stage(x + skip(encoded.pop()))
-        mask = x.float().tanh()
+        mask = self.estimate_mask(torch.stack(compress(spectrum), dim=1))
         enhanced = spectrum * torch.complex(mask[:, 0], mask[:, 1])
         return self.stft.inverse(enhanced, waveform.shape[-1])
 
+    def estimate_mask(self, x: Tensor, run: Callable[[nn.Module, Tensor], Tensor] = _call) -> Tensor:
+        """Compressed spectra (B, 3, T, BINS) to the complex mask (B, 2, T, BINS), real part before imaginary part.
 
-class CausalConv(nn.Conv2d):
-    """Convolution over (T, F) that sees only present and past frames, and halves F."""
+        `run` applies one of the `stages` to its input; they alone relate one frame to another.
+        """
+        encoded = []
+        for stage in self.encoder:
+            x = run(stage, x)
+            encoded.append(x)
+        x = run(self.bottleneck, x)
+        for skip, stage in zip(self.skips, (*self.decoder, self.mask), strict=True):
+            x = run(stage, x + skip(encoded.pop()))
+        return x.float().tanh()
 
-    def __init__(self, source: int, target: int) -> None:
-        super().__init__(source, target, _KERNEL, stride=(1, 2), padding=(_KERNEL[0] - 1, 1))
+    @property
+    def stages(self) -> dict[str, nn.Module]:
+        """The parts that relate frames to each other, by name, in the order in which they run.
+
+        Each has, besides forward over all frames at once, `step(x, past)` -> (output, past) over the next ones.
+        """
+        return {name: self.get_submodule(name) for name in (*self.distillation_layers, "mask")}
+
+
+class _Causal(nn.Module):
+    """A convolution over (T, F) that sees only present and past frames; before the first there are zeros."""
 
     def forward(self, x: Tensor) -> Tensor:
         # The padding lies on both sides of T; the frames computed from the later side are dropped.
         return super().forward(x)[:, :, : x.shape[2]]
 
+    def step(self, x: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As forward, for frames that follow `past` (B, C, _PAST, F): the last ones of the previous step."""
+        if past is None:
+            past = torch.zeros_like(x[:, :, :_PAST])
+        frames = torch.cat((past, x), dim=2)
+        return self._without_padding(frames), frames[:, :, -_PAST:]
 
-class CausalTransposedConv(nn.ConvTranspose2d):
-    """Transposed convolution over (T, F) that sees only present and past frames; F becomes 2 F - 1."""
+
+class CausalConv(_Causal, nn.Conv2d):
+    """Halves F."""
+
+    def __init__(self, source: int, target: int) -> None:
+        super().__init__(source, target, _KERNEL, stride=(1, 2), padding=(_PAST, 1))
+
+    def _without_padding(self, frames: Tensor) -> Tensor:
+        return functional.conv2d(frames, self.weight, self.bias, self.stride, padding=(0, 1))
+
+
+class CausalTransposedConv(_Causal, nn.ConvTranspose2d):
+    """F becomes 2 F - 1."""
 
     def __init__(self, source: int, target: int) -> None:
         super().__init__(source, target, _KERNEL, stride=(1, 2), padding=(0, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[:, :, : x.shape[2]]
+    def _without_padding(self, frames: Tensor) -> Tensor:
+        return functional.conv_transpose2d(frames, self.weight, self.bias, self.stride, padding=(_PAST, 1))
 
 
-class EncoderStage(nn.Sequential):
+class _Stage(nn.Sequential):
+    """A causal convolution and layers that treat every frame alone."""
+
+    def step(self, x: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        convolution, *others = self
+        x, past = convolution.step(x, past)
+        for layer in others:
+            x = layer(x)
+        return x, past
+
+
+class EncoderStage(_Stage):
     """(B, C, T, F) to (B, C', T, (F + 1) // 2)."""
 
     def __init__(self, source: int, target: int) -> None:
         super().__init__(CausalConv(source, target), nn.BatchNorm2d(target), nn.LeakyReLU(0.1))
 
 
-class DecoderStage(nn.Sequential):
+class DecoderStage(_Stage):
     """(B, C, T, F) to (B, C', T, 2 F - 1)."""
 
     def __init__(self, source: int, target: int) -> None:
@@ -129,6 +175,10 @@ class Recurrence(nn.Module):
         self.expand = nn.Linear(size, channels * bins)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.step(x)[0]
+
+    def step(self, x: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As forward, for frames that follow those of which the GRU remembers `past` (B, size)."""
         batch, channels, frames, bins = x.shape
-        hidden, _ = self.gru(x.transpose(1, 2).flatten(2))
-        return x + self.expand(hidden).view(batch, frames, channels, bins).transpose(1, 2)
+        hidden, last = self.gru(x.transpose(1, 2).flatten(2), None if past is None else past[None])
+        return x + self.expand(hidden).view(batch, frames, channels, bins).transpose(1, 2), last[0]

@@ -1,5 +1,7 @@
 """Networks of a user, for --student and --teacher."""
 
+import os
+
 import torch
 from torch import nn
 
@@ -69,6 +71,23 @@ def wrong_shape() -> nn.Module:
 
 def fails() -> nn.Module:
     raise RuntimeError("out of luck")
+
+
+class FailsWhenLoud(nn.Linear):
+    def forward(self, waveform):
+        if waveform.abs().max() > 0.9:
+            raise RuntimeError("too loud")
+        return waveform
+
+
+def fails_when_loud() -> nn.Module:
+    return FailsWhenLoud(1, 1)
+
+
+def dies_in_a_worker() -> nn.Module:
+    if torch.utils.data.get_worker_info() is not None:
+        os._exit(1)  # as where the system kills it for want of memory
+    return FailsWhenLoud(1, 1)
 
 
 constant = 3
