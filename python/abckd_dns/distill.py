@@ -17,7 +17,7 @@ from abckd_kernels.distill import DistillerOutput
 
 from .data import NoisySpeech, PartlyLabelled
 from .errors import InputError
-from .figures import attention_figure
+from .figures import recorded_attention
 from .kd import RESPONSE, Loss, SeveralLosses, build, parse
 from .networks import load_network
 from .objective import SpeechLoss
@@ -84,7 +84,7 @@ def distill(options: DistillOptions) -> None:
     draw = None
     if system.tapped is not None:
         layers = dict(student_layers=system.tapped.student_layers, teacher_layers=system.tapped.teacher_layers)
-        draw = partial(attention_figure, **layers)
+        draw = partial(recorded_attention, options.out, **layers)
     fit(system, examples, options, draw_attention=draw)
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-_NEEDED = "accelerate av matplotlib pesq pystoi safetensors soundfile tensorboard torchaudio tyro".split()
+_NEEDED = (
+    "accelerate av matplotlib pesq pydantic pystoi safetensors scipy soundfile tensorboard torchaudio tyro".split()
+)
 _MISSING = [name for name in _NEEDED if find_spec(name) is None]
 if _MISSING:
     warnings.warn(f"tests/dns is not run: {', '.join(_MISSING)} not installed (extra [dns])", stacklevel=1)
