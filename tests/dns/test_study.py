@@ -1,5 +1,6 @@
 """The study: its configuration, its runs and their restart, its statistics, its report."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -18,9 +19,9 @@ from abckd_dns.kd import build, parse
 from abckd_dns.model import PRESETS, Denoiser
 from abckd_dns.study import config as study_config
 from abckd_dns.study import report
-from abckd_dns.study.job import _alone
+from abckd_dns.study.job import _alone, unit_of
 from abckd_dns.study.results import Results, choose_finalists, collect, entropy, equal_loss_shares, read, write
-from abckd_dns.study.runs import Run, final_runs, grid_runs, noise_runs
+from abckd_dns.study.runs import Run, final_runs, grid_runs, noise_runs, unit_runs
 from abckd_dns.study.statistics import difference, estimate, margin_of_seeds
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -75,6 +76,8 @@ def changed(path: Path, *changes: tuple[str, str]) -> Path:
         ),
         ('name = "abc"', 'name = "no KD"', r"more than one named no KD"),
         ('loss = "response=1"', 'loss = "none"', r"'teacher output': without labels the loss 'none'"),
+        ("seconds = 1.5", 'select = "MOS"', r"evaluation\.select: expected one of .*PESQ-WB.*, got 'MOS'"),
+        ("seconds = 1.5", 'metrics = ["wer"]', r"evaluation\.metrics: expected some of .*pesq.*, got 'wer'"),
         ("steps = 2", "steps = ", r"is not TOML"),
     ],
 )
@@ -103,19 +106,18 @@ def test_losses_of_the_study_fit_its_networks(system):
 
 
 def test_only_losses_without_a_weight_get_the_grids():
-    system = study_config.System(name="a", loss=["abc(scores=uniform)", "spectral=1"], unit=10)
-    assert system.has_grid and system.loss_at(0.3) == ("abc(scores=uniform)=3", "spectral=1")
+    system = study_config.System(name="a", loss=["abc(scores=uniform)", "spectral=1"])
+    assert system.has_grid and system.loss_at(3.0) == ("abc(scores=uniform)=3", "spectral=1")
     for loss in ("none", "response=1", "abc(dim=8)=0.1"):
         fixed = study_config.System(name="a", loss=loss)
         assert not fixed.has_grid and fixed.loss_at(None) == (loss,)
 
 
-def test_unknown_metric_and_missing_data_are_said(place):
+def test_missing_data_and_results_are_said(place):
     with pytest.raises(SystemExit, match=r"data\.folder: expected a folder train/speech"):
         main(["study", "--config", str(changed(place / "a.toml", ('folder = "data"', 'folder = "elsewhere"')))])
-    wrong = changed(place / "b.toml", ("seconds = 1.5", 'seconds = 1.5\nselect = "MOS"'))
-    with pytest.raises(SystemExit, match=r"evaluation\.select: expected one of .*PESQ-WB.*, got 'MOS'"):
-        main(["study", "--config", str(wrong)])
+    with pytest.raises(SystemExit, match="--report-only: results has no results"):
+        main(["study", "--config", str(TINY), "--report-only"])
 
 
 def test_study_from_data_to_report(place, capsys):
@@ -145,6 +147,10 @@ def test_study_from_data_to_report(place, capsys):
     mean = results.table(runs, "SI-SDR (dB)").mean()
     row = next(line for line in tables.split("### ")[0].splitlines() if line.startswith("| abc |"))
     assert f"{mean:.2f} (" in row
+    units = {run.system: unit_of(config, run.system) for run in unit_runs(config)}
+    assert units == results.units and units["abc"] > 0
+    loss = json.loads((place / "runs/labels/abc/weight0.1-steps2-seed0/config.json").read_text())["loss"]
+    assert loss == [f"abc={0.1 * units['abc']:g}"]
     # Students of one seed see the same examples and start from the same weights, whatever the loss.
     assert results.table(runs, "SI-SDR (dB)").shape == (2, 2)
 
@@ -186,11 +192,11 @@ def test_killed_study_goes_on_and_a_failed_run_stops_no_other(place, capsys):
     first.kill()
     first.join()
 
-    with pytest.raises(SystemExit, match=r"1 failed: labels/broken/weight0\.1-steps2-seed0; the same command"):
+    with pytest.raises(SystemExit, match=r"1 failed: labels/broken/weight1-steps0-seed0; the same command"):
         main(arguments)
     printed = capsys.readouterr().out
     failure = next(line for line in printed.splitlines() if "FAILED" in line)
-    assert "no_such_layer" in failure and "student.log" in failure
+    assert "no_such_layer" in failure and "unit.log" in failure
     assert "noisy: 1 of 1 done" in printed  # what was done before the kill
     done = {run.system for run in read(study_config.load(config)).dev}
     assert done == {"no KD", "abc"}
@@ -274,7 +280,7 @@ def graded(tmp_path, monkeypatch) -> tuple[study_config.Config, Results]:
     config = study_config.load(path)
     quality = {"no KD": 1.5, "teacher output": 1.4, "abc": 1.6, "at": 1.45, "sp": 1.55}
     rng = np.random.default_rng(0)
-    results = Results()
+    results = Results(units={"abc": 0.5, "at": 20.0, "sp": 3.0})
 
     def add(run: Run) -> None:
         value = quality[run.system] - (0.0 if run.weight in (None, 0.3) else 0.05)

@@ -20,6 +20,7 @@ from pydantic import (
 
 from ..distill import DistillOptions
 from ..errors import InputError
+from ..metrics import METRICS
 from ..train import TrainOptions
 
 if sys.version_info >= (3, 11):
@@ -92,8 +93,9 @@ class System(_Table):
     loss: Annotated[tuple[str, ...], BeforeValidator(lambda loss: (loss,) if isinstance(loss, str) else loss)]
     """As --loss of distill: one or several of NAME(key=value,...)=WEIGHT. Those without a weight get the grid's."""
     regimes: tuple[Regime, ...] = REGIMES
-    unit: PositiveFloat = 1.0
-    """The grid's weights are multiples of this: losses differ in scale."""
+    unit: PositiveFloat | None = None
+    """The grid's weights are multiples of this. Absent: measured, as the weight at which the loss has a gradient of the
+    same norm as the baseline's objective, at the baseline's first student; losses differ in scale by powers of ten."""
     always: bool = False
     """Is a finalist whatever the grid says: a control."""
     options: dict[str, Any] = {}
@@ -101,11 +103,16 @@ class System(_Table):
 
     @property
     def has_grid(self) -> bool:
-        return any(_takes_weight(loss) for loss in self.loss)
+        return bool(self.weighted)
+
+    @property
+    def weighted(self) -> tuple[str, ...]:
+        """The losses that get the grid's weights."""
+        return tuple(loss for loss in self.loss if _takes_weight(loss))
 
     def loss_at(self, weight: float | None) -> tuple[str, ...]:
-        """The losses as --loss takes them; `weight` in units of `unit`."""
-        return tuple(f"{loss}={weight * self.unit:g}" if _takes_weight(loss) else loss for loss in self.loss)
+        """The losses as --loss takes them."""
+        return tuple(f"{loss}={weight:g}" if loss in self.weighted else loss for loss in self.loss)
 
 
 def _takes_weight(loss: str) -> bool:
@@ -187,6 +194,12 @@ def _check(config: Config, path: Path) -> None:
             fail(f"baseline: {regime} is missing, a regime of the system {system.name!r}")
         if "label-free" in system.regimes and "none" in system.loss:
             fail(f"system {system.name!r}: without labels the loss 'none' leaves nothing to learn from")
+    for name in config.evaluation.metrics:
+        if name not in METRICS:
+            fail(f"evaluation.metrics: expected some of {', '.join(METRICS)}, got {name!r}")
+    columns = [column for name in config.evaluation.metrics for column in METRICS[name].columns]
+    if config.evaluation.select not in columns:
+        fail(f"evaluation.select: expected one of {', '.join(columns)}, got {config.evaluation.select!r}")
     for where, kind, options in (
         ("teacher.options", TrainOptions, config.teacher.options),
         ("student.options", DistillOptions, config.student.options),

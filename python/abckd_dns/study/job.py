@@ -3,6 +3,7 @@
 prepared    mixtures for training
 noisy       scores of the noisy input
 teacher     training and scores of the teacher
+unit        the KD weight at which a system's loss has as much gradient as the baseline's objective
 student     training of a student, and its scores on the development set
 test        its scores on the test set, maybe with a share of the noisy input mixed into its output
 
@@ -12,6 +13,7 @@ Whatever is there already is not made again.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -20,21 +22,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
 
 from ..data import MixtureOptions, Mixtures
-from ..distill import DistillOptions, distill
+from ..distill import Distillation, DistillOptions, distill
 from ..enhance import enhance
 from ..errors import InputError
 from ..evaluate import UNPROCESSED, EvaluateOptions, evaluate
+from ..kd import build, parse
 from ..networks import load_network
 from ..objective import SpeechLoss
 from ..prepared import PrepareOptions, prepare
 from ..stft import SAMPLE_RATE
-from ..train import TrainOptions, train
+from ..train import TrainOptions, labelled_examples, train
 from .config import Config, load
 from .data import data_folder
-from .runs import NOISY, TEACHER, Run, dry_file, mixtures_folder, scores_file
-from .tables import write_rows
+from .runs import NOISY, TEACHER, Run, dry_file, mixtures_folder, scores_file, unit_file, unit_runs
+from .tables import number, read_rows, write_rows
 
 _EVALUATION_SEED = 12345
 
@@ -42,7 +47,7 @@ _EVALUATION_SEED = 12345
 def work(config_path: Path, kind: str, run: Run | None, share: float, log: Path) -> None:
     """What a job's process does: all that it prints goes to `log`, an error ends it with status 1."""
     os.setsid()  # Ctrl-C reaches it through the runner alone
-    with log.open("w") as file:
+    with log.open("a") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
     torch.set_num_threads(1)
@@ -64,7 +69,9 @@ def _do(config: Config, kind: str, run: Run | None, share: float) -> None:
                 _score(config, kind, part)
         return
     with _alone(config.runs / run.name):
-        if kind == "student":
+        if kind == "unit":
+            _measure_unit(config, run)
+        elif kind == "student":
             _train_student(config, run)
             _score(config, run.name, "dev")
             _try_dry_shares(config, run.name)
@@ -99,19 +106,58 @@ def _train_teacher(config: Config) -> None:
 
 
 def _train_student(config: Config, run: Run) -> None:
-    system = config.find(run.system)
-    distill(
-        DistillOptions(
-            out=config.runs / run.name,
-            teacher=str(config.runs / TEACHER),
-            student=config.student.network,
-            loss=system.loss_at(run.weight),
-            label_free=run.regime == "label-free",
-            steps=run.steps,
-            seed=run.seed,
-            **_for_training(config, config.student.options | system.options),
-        )
+    weight = None if run.weight is None else run.weight * unit_of(config, run.system)
+    distill(_distill_options(config, run, config.find(run.system).loss_at(weight)))
+
+
+def _distill_options(config: Config, run: Run, loss: tuple[str, ...]) -> DistillOptions:
+    return DistillOptions(
+        out=config.runs / run.name,
+        teacher=str(config.runs / TEACHER),
+        student=config.student.network,
+        loss=loss,
+        label_free=run.regime == "label-free",
+        steps=run.steps or config.student.steps,
+        seed=run.seed,
+        **_for_training(config, config.student.options | config.find(run.system).options),
     )
+
+
+def unit_of(config: Config, system: str) -> float:
+    unit = config.find(system).unit
+    if unit is not None:
+        return unit
+    (run,) = (run for run in unit_runs(config) if run.system == system)
+    return number(read_rows(unit_file(config, run.name))[0]["unit"])
+
+
+def _measure_unit(config: Config, run: Run, batches: int = 8) -> None:
+    """A fresh student would not do: its mask hardly depends on its features yet."""
+    options = _distill_options(config, run, config.find(run.system).weighted)
+    baseline = Run(run.regime, config.baseline[run.regime], None, config.student.steps, run.seed)
+    set_seed(run.seed)
+    student = load_network(str(config.runs / baseline.name), "--config")
+    teacher = load_network(options.teacher, "--config")
+    specifications = [parse(text, 1.0) for text in options.loss]
+    losses = build(specifications, student, teacher, options.student_layers, options.teacher_layers)
+    system = Distillation(student, teacher.requires_grad_(False), losses, options.label_free).train()
+    parameters = list(student.parameters())
+    squares = {"speech": 0.0, "kd": 0.0}
+    loader = DataLoader(labelled_examples(options), options.batch_size)
+    for batch in itertools.islice(loader, batches):
+        outputs = system(batch)
+        terms = {"speech": outputs["speech"], "kd": outputs["loss"] - outputs["speech"]}
+        gradients = {
+            name: torch.autograd.grad(term, parameters, retain_graph=name == "speech", allow_unused=True)
+            for name, term in terms.items()
+        }
+        for of_speech, of_kd in zip(gradients["speech"], gradients["kd"], strict=True):
+            if of_kd is not None:  # what the loss does not reach does not count
+                squares["speech"] += of_speech.square().sum().item()
+                squares["kd"] += of_kd.square().sum().item()
+    if not squares["kd"] > 0:
+        raise InputError(f"--config: system {run.system!r}: its loss has no gradient, so that no unit can be measured")
+    write_rows(unit_file(config, run.name), [{"unit": f"{(squares['speech'] / squares['kd']) ** 0.5:.3g}"}])
 
 
 def _for_training(config: Config, options: dict[str, Any]) -> dict[str, Any]:

@@ -193,7 +193,8 @@ def _grid_table(config: Config, results: Results, regime: Regime) -> str:
         columns = config.grid.weights if system.has_grid else (None,)
         cells = [f"{means[weight]:.3f}" if weight in means else "" for weight in columns]
         cells += [""] * (len(config.grid.weights) - len(cells))
-        rows.append([system.name, f"{system.unit:g}" if system.has_grid else "fixed", *cells])
+        unit = results.units.get(system.name)
+        rows.append([system.name, "fixed" if unit is None else f"{unit:g}", *cells])
     return _markdown([regime, "unit", *(f"{weight:g}" for weight in config.grid.weights)], rows)
 
 

@@ -1,6 +1,7 @@
 """What is known of the runs of a study, in CSV files that are small enough to commit.
 
 dev.csv                        a row per run: means over the development set, attention entropy
+units.csv                      of each system: the KD weight that the grid's weights are multiples of
 dry.csv                        objective on the development set by share of the noisy input in the output
 attention.csv                  a row per pair of layers of a run
 test/<regime>/<system>.csv     a row per run, share and test utterance; test/noisy.csv and test/teacher.csv likewise
@@ -17,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import InputError
 from .config import Config, Regime, System
-from .runs import NOISY, TEACHER, Run, dry_file, file_name, scores_file
+from .runs import NOISY, TEACHER, Run, dry_file, file_name, scores_file, unit_file, unit_runs
 from .tables import number, read_rows, write_rows
 
 Finalists = dict[Regime, dict[str, float | None]]  # systems of a regime and their weights
@@ -30,12 +32,14 @@ ENTROPY = "attention entropy"
 @dataclass
 class Results:
     """dev         means by column, of every run
+    units        KD weight by system, of those with a grid
     dry          objective by share of the noisy input, of every run
     attention    (student layer, teacher layer): attention, of every run that has it
     test         (run or TEACHER or NOISY, share): column: values (utterances,)
     """
 
     dev: dict[Run, dict[str, float]] = field(default_factory=dict)
+    units: dict[str, float] = field(default_factory=dict)
     dry: dict[Run, dict[float, float]] = field(default_factory=dict)
     attention: dict[Run, dict[tuple[str, str], float]] = field(default_factory=dict)
     test: dict[tuple[Run | str, float], dict[str, np.ndarray]] = field(default_factory=dict)
@@ -68,6 +72,12 @@ def collect(config: Config, runs: Iterable[Run]) -> Results:
         for share in (0.0, *config.final.dry_shares):
             if (scores := scores_file(config, run.name, "test", share)).exists():
                 results.test[run, share] = _columns(scores)
+    measured = {run.system: unit_file(config, run.name) for run in unit_runs(config)}
+    for system in config.system:
+        if system.unit is not None:
+            results.units[system.name] = system.unit
+        elif system.name in measured and measured[system.name].exists():
+            results.units[system.name] = number(read_rows(measured[system.name])[0]["unit"])
     for name in (NOISY, TEACHER):
         if (scores := scores_file(config, name, "test")).exists():
             results.test[name, 0.0] = _columns(scores)
@@ -94,6 +104,7 @@ def entropy(attention: dict[tuple[str, str], float]) -> float:
 def write(config: Config, results: Results) -> None:
     folder = config.results
     write_rows(folder / "dev.csv", [_key(run) | means for run, means in results.dev.items()], decimals=4)
+    write_rows(folder / "units.csv", [{"system": name, "unit": f"{unit:g}"} for name, unit in results.units.items()])
     shares = [
         _key(run) | {"share": f"{share:g}", OBJECTIVE: value}
         for run, objectives in results.dry.items()
@@ -120,9 +131,12 @@ def write(config: Config, results: Results) -> None:
 def read(config: Config) -> Results:
     """What `write` wrote."""
     folder, results = config.results, Results()
+    if not (folder / "dev.csv").is_file():
+        raise InputError(f"--report-only: {folder} has no results of a study (dev.csv, test/, ...)")
     for row in read_rows(folder / "dev.csv"):
         run = _run(row)
         results.dev[run] = {key: number(value) for key, value in row.items() if key not in _key(run)}
+    results.units = {row["system"]: number(row["unit"]) for row in read_rows(folder / "units.csv")}
     for row in read_rows(folder / "dry.csv"):
         results.dry.setdefault(_run(row), {})[float(row["share"])] = number(row[OBJECTIVE])
     for row in read_rows(folder / "attention.csv"):

@@ -22,7 +22,19 @@ from .config import Config, load
 from .data import data_folder, format_minutes
 from .job import work
 from .results import Results, choose_finalists, collect, equal_loss_shares, final_seeds, grid_means, read, write
-from .runs import NOISY, TEACHER, Run, dry_file, final_runs, grid_runs, mixtures_folder, noise_runs, scores_file
+from .runs import (
+    NOISY,
+    TEACHER,
+    Run,
+    dry_file,
+    final_runs,
+    grid_runs,
+    mixtures_folder,
+    noise_runs,
+    scores_file,
+    unit_file,
+    unit_runs,
+)
 
 _GATES = {"SI-SDR (dB)": 5.0, "PESQ-WB": 0.4, "STOI": 0.0}  # what a teacher must add to the noisy input, at least
 
@@ -82,21 +94,22 @@ class _Study:
         if config.data.folder is None:
             print(f"speech and noise: {folder}\n{format_minutes(folder)}")
         self._must(NOISY, lambda: self._has_scores(NOISY, "dev", "test"))
-        columns = list(collect(config, []).metrics)
-        if config.evaluation.select not in columns:
-            raise InputError(
-                f"--config: evaluation.select: expected one of {', '.join(columns)}, got {config.evaluation.select!r}"
-            )
         if config.data.prepared_count:
             self._must("prepared", mixtures_folder(config).exists)
         self._must(TEACHER, lambda: self._has_scores(TEACHER, "dev", "test"))
         self._print_gates()
 
         noise = noise_runs(config)
+        first = [self._train(run) for run in noise if run.seed == config.noise_seeds[0]]
+        self._stage("first baselines", first, of_all=True)  # the units are measured with them
         self._train_and_test("seed noise", noise)
         print(report.format_seed_noise(config, collect(config, noise)))
 
-        grid = grid_runs(config)
+        wanted = {run.system for run in grid_runs(config) if self._is_wanted(run.name)}
+        units = [run for run in unit_runs(config) if run.system in wanted]
+        units = [self._job(run, "unit", unit_file(config, run.name).exists) for run in units]
+        self._stage("units of KD weights", units, of_all=True)
+        grid = [run for run in grid_runs(config) if run.weight is None or self._has_unit(run.system)]
         self._stage("grid of KD weights", [self._train(run) for run in grid])
         results = collect(config, grid)
         for regime in config.regimes:
@@ -157,6 +170,13 @@ class _Study:
     def _has_scores(self, run: str, *parts: str) -> bool:
         return all(scores_file(self.config, run, part).exists() for part in parts)
 
+    def _is_wanted(self, run: str) -> bool:
+        return not self.options.only or any(part in run for part in self.options.only)
+
+    def _has_unit(self, system: str) -> bool:
+        """Without one its students cannot be trained; why is printed by then."""
+        return all(unit_file(self.config, run.name).exists() for run in unit_runs(self.config) if run.system == system)
+
     def _print_gates(self) -> None:
         results = collect(self.config, [])
         print("teacher minus noisy input, test set:")
@@ -174,8 +194,7 @@ class _Study:
     def _stage(self, name: str, jobs: Iterable[_Job], of_all: bool = False) -> None:
         """Do jobs that are not done; those that fail are said and noted."""
         jobs = list({job.log: job for job in jobs}.values())  # noise, grid and finalists have runs in common
-        if self.options.only and not of_all:
-            jobs = [job for job in jobs if any(part in job.name for part in self.options.only)]
+        jobs = [job for job in jobs if of_all or self._is_wanted(job.name)]
         left = [job for job in jobs if not job.is_done()]
         print(f"{name}: {len(jobs) - len(left)} of {len(jobs)} done", flush=True)
         for count, (job, seconds, failure) in enumerate(self._side_by_side(left), start=1):

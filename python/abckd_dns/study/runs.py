@@ -55,6 +55,15 @@ def grid_runs(config: Config) -> list[Run]:
     ]
 
 
+def unit_runs(config: Config) -> list[Run]:
+    """Runs of no steps, in whose folders the units of the systems lie that the configuration gives none."""
+    return [
+        Run(system.regimes[0], system.name, 1.0, 0, config.noise_seeds[0])
+        for system in config.system
+        if system.has_grid and system.unit is None
+    ]
+
+
 def final_runs(config: Config, finalists: dict[Regime, dict[str, float | None]]) -> list[Run]:
     """`finalists`: of each regime, the systems and their weights."""
     return [
@@ -74,6 +83,10 @@ def scores_file(config: Config, run: str, part: str, share: float = 0.0) -> Path
     count = config.evaluation.dev_count if part == "dev" else config.evaluation.test_count
     dry = f"_dry{share:g}" if share else ""
     return config.runs / run / "scores" / f"{part}_{count}x{config.evaluation.seconds:g}s{dry}.csv"
+
+
+def unit_file(config: Config, run: str) -> Path:
+    return config.runs / run / "unit.csv"
 
 
 def dry_file(config: Config, run: str) -> Path:
