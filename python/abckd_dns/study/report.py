@@ -243,7 +243,8 @@ def _grid_figure(config: Config, results: Results) -> Figure:
             values = [results.dev[run][metric] for run in runs]
             axes.axhline(np.mean(values), color="black", linewidth=1, label=config.baseline[regime])
             axes.axhspan(np.mean(values) - np.std(values), np.mean(values) + np.std(values), color="black", alpha=0.1)
-        for index, system in enumerate(system for system in config.systems(regime) if system.has_grid):
+        for system in (system for system in config.systems(regime) if system.has_grid):
+            index = config.system.index(system)  # one colour in all panels
             means = grid_means(config, results, regime, system)
             style = "o-" if index < 10 else "s--"  # there are ten colours
             axes.plot(list(means), list(means.values()), style, label=system.name, color=f"C{index % 10}")
@@ -256,7 +257,7 @@ def _grid_figure(config: Config, results: Results) -> Figure:
 
 
 def _difference_figure(config: Config, results: Results, regime: Regime, weights: dict[str, float | None]) -> Figure:
-    """Differences from the baseline with their intervals, a panel per metric; dots are seeds."""
+    """Differences from the baseline with their intervals, a panel per metric."""
     baseline, metrics = config.baseline[regime], results.metrics
     names = [name for name in weights if name != baseline]
     figure = Figure(figsize=(1.5 + 2.2 * len(metrics), 1.1 + 0.28 * len(names)), layout="constrained")

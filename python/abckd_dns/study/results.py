@@ -62,7 +62,8 @@ def collect(config: Config, runs: Iterable[Run]) -> Results:
             continue
         objectives = {float(row["share"]): number(row[OBJECTIVE]) for row in read_rows(dry_file(config, run.name))}
         results.dry[run] = objectives
-        means = {column: float(np.nanmean(values)) for column, values in _columns(scores).items()}
+        # Rounded as it is written, so that the same weights are best to the runner and to a later report.
+        means = {column: round(float(np.nanmean(values)), 4) for column, values in _columns(scores).items()}
         results.dev[run] = {**means, OBJECTIVE: objectives[0.0], ENTROPY: math.nan}
         attention = config.runs / run.name / "attention.csv"
         if attention.exists():
