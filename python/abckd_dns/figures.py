@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
+from pathlib import Path
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -24,6 +26,19 @@ def attention_figure(attention: Tensor, student_layers: Sequence[str], teacher_l
     axes.set_ylabel("student layer")
     figure.colorbar(image, ax=axes, label="attention")
     return figure
+
+
+def recorded_attention(
+    run: Path, attention: Tensor, student_layers: Sequence[str], teacher_layers: Sequence[str]
+) -> Figure:
+    """`attention_figure`, and the numbers in it as attention.csv in the folder of the run."""
+    with (run / "attention.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["student_layer", "teacher_layer", "attention"])
+        for student, row in zip(student_layers, attention.tolist(), strict=True):
+            for teacher, weight in zip(teacher_layers, row, strict=True):
+                writer.writerow([student, teacher, f"{weight:.4f}"])
+    return attention_figure(attention, student_layers, teacher_layers)
 
 
 def spectrogram_figure(waveform: Tensor, title: str) -> Figure:

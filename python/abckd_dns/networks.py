@@ -24,6 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from .checkpoints import write_atomically
 from .errors import InputError
 from .model import PRESETS, Denoiser, DenoiserConfig
 from .stft import SAMPLE_RATE
@@ -57,13 +58,11 @@ def load_network(name: str, argument: str, *, new: bool = False) -> nn.Module:
 
 
 def save_checkpoint(path: Path, network: nn.Module) -> None:
-    """Written beside `path`, then renamed: an interrupted run leaves the previous checkpoint whole."""
+    """After a crash, at any moment, `path` holds the weights before or these."""
     metadata = {"class": f"{type(network).__module__}.{type(network).__qualname__}"}
     if isinstance(network, Denoiser):
         metadata["denoiser"] = json.dumps(asdict(network.config))
-    unfinished = path.with_name(path.name + ".unfinished")
-    safetensors.torch.save_model(network, str(unfinished), metadata)
-    os.replace(unfinished, path)
+    write_atomically(path, lambda unfinished: safetensors.torch.save_model(network, str(unfinished), metadata))
 
 
 def _call_factory(module_name: str, function_name: str, argument: str) -> nn.Module:

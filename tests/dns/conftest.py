@@ -1,5 +1,6 @@
 """Tests of abckd_dns. They make all their audio; without the extra [dns] they are not collected."""
 
+import os
 import sys
 import warnings
 from importlib.util import find_spec
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-_NEEDED = "accelerate av matplotlib pesq pystoi safetensors soundfile tensorboard torchaudio tyro".split()
+_NEEDED = (
+    "accelerate av matplotlib pesq pydantic pystoi safetensors scipy soundfile tensorboard torchaudio tyro".split()
+)
 _MISSING = [name for name in _NEEDED if find_spec(name) is None]
 if _MISSING:
     warnings.warn(f"tests/dns is not run: {', '.join(_MISSING)} not installed (extra [dns])", stacklevel=1)
@@ -24,6 +27,14 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """The user's cache folder is none of a test's business."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +55,15 @@ def runs(folders, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs")
     main(["train", "--out", str(out / "teacher"), *data_arguments(folders), *SHORT])
     return out
+
+
+@pytest.fixture
+def system(tmp_path, monkeypatch) -> Path:
+    """A folder with the packages of the demo in trees/ and the programs that get them from there first in PATH."""
+    from made_packages import demo_trees, make_system
+
+    demo_trees(tmp_path / "trees")
+    make_system(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path

@@ -5,6 +5,8 @@ import os
 import torch
 from torch import nn
 
+from abckd_dns.model import Denoiser, DenoiserConfig
+
 
 class Gate(nn.Module):
     """Waveform in, waveform out; `features` is (B, C, T), `recurrent` returns a tuple of (B, T, C)."""
@@ -21,6 +23,14 @@ class Gate(nn.Module):
         return nn.functional.pad(x, (0, waveform.shape[-1] - x.shape[-1]))
 
 
+class Random(Gate):
+    """Draws random numbers while it trains, and keeps statistics."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.features = nn.Sequential(self.features, nn.BatchNorm1d(4), nn.Dropout(0.3))
+
+
 class Pair(nn.Module):
     def forward(self, x):
         return x.tanh(), x
@@ -28,6 +38,10 @@ class Pair(nn.Module):
 
 def small() -> nn.Module:
     return Gate(4)
+
+
+def random() -> nn.Module:
+    return Random()
 
 
 def large() -> nn.Module:
@@ -77,3 +91,11 @@ def dies_in_a_worker() -> nn.Module:
 
 
 constant = 3
+
+
+def tiny() -> nn.Module:
+    return Denoiser(DenoiserConfig(channels=(4, 6), recurrent_size=8))
+
+
+def tiny_teacher() -> nn.Module:
+    return Denoiser(DenoiserConfig(channels=(6, 8), recurrent_size=12))

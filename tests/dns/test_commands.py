@@ -15,11 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from abckd_dns import data
 from abckd_dns.cli import main
-from abckd_dns.distill import DistillOptions, FeatureDistillation, ResponseDistillation, _feature_channels
+from abckd_dns.distill import Distillation, DistillOptions
+from abckd_dns.kd import build, parse
 from abckd_dns.model import PRESETS, Denoiser
 from abckd_dns.networks import load_network
 from abckd_dns.objective import SpeechLoss
-from abckd_kernels import ABCLoss, Distiller
 
 
 def weights(run):
@@ -45,7 +45,7 @@ def logged_tags(run) -> set[str]:
 def test_train_leaves_a_run(runs):
     run = runs / "teacher"
     assert json.loads((run / "config.json").read_text())["steps"] == 2
-    assert logged_tags(run) == {"loss", "lr"}
+    assert logged_tags(run) == {"loss", "lr", "skipped"}
     fresh = Denoiser(PRESETS["teacher"]).state_dict()
     trained = weights(run)
     assert trained.keys() == fresh.keys()
@@ -78,10 +78,10 @@ def test_distill_with_labels(folders, runs, tmp_path, loss):
     distill(runs, tmp_path, "--loss", loss, *data_arguments(folders))
     assert weights(tmp_path).keys() == Denoiser(PRESETS["student"]).state_dict().keys()
     expected = {
-        "abc": {"loss", "lr", "speech", "kd", "attention"},
-        "response": {"loss", "lr", "speech", "kd"},
+        "abc": {"loss", "lr", "skipped", "speech", "kd/abc", "attention"},
+        "response": {"loss", "lr", "skipped", "speech", "kd/response"},
     }
-    assert logged_tags(tmp_path) == expected.get(loss, {"loss", "lr"})
+    assert logged_tags(tmp_path) == expected.get(loss, {"loss", "lr", "skipped"})
     assert (tmp_path / "attention.png").exists() == (loss == "abc")
 
 
@@ -92,6 +92,34 @@ def test_distill_without_labels(folders, runs, tmp_path, loss):
     untrained = Denoiser(PRESETS["student"]).state_dict()
     # The last layer learns too: features alone would give it no gradient.
     assert not torch.equal(weights(tmp_path)["mask.weight"], untrained["mask.weight"])
+
+
+def test_distill_with_several_losses(folders, runs, tmp_path):
+    losses = ["abc(scores=uniform,mask=stage)=0.1", "at", "spectral=1", "si_snr=0.01"]
+    distill(runs, tmp_path, *data_arguments(folders), "--kd-warmup", "5", "--loss", *losses)
+    assert logged_tags(tmp_path) == {
+        *("loss", "lr", "skipped", "speech"),
+        *("kd/abc", "kd/at", "kd/spectral", "kd/si_snr"),
+    }
+
+
+@pytest.mark.parametrize("loss", ["none", "abc"])
+def test_distill_with_some_labels(folders, runs, tmp_path, loss):
+    noisy = ["--noisy", str(folders / "noisy"), "--noisy-fraction", "0.4"]
+    distill(runs, tmp_path, "--loss", loss, *data_arguments(folders), *noisy)
+    assert weights(tmp_path)["mask.weight"].isfinite().all()
+
+
+def test_bf16_run_learns_the_same_weights_to_its_precision(folders, tmp_path):
+    for precision in ("fp32", "bf16"):
+        main(
+            ["train", "--preset", "own_networks:tiny", "--precision", precision, "--out", str(tmp_path / precision)]
+            + [*data_arguments(folders), *SHORT]
+        )
+    full, half = weights(tmp_path / "fp32"), weights(tmp_path / "bf16")
+    assert all(value.dtype == full[name].dtype for name, value in half.items())
+    assert not torch.equal(half["encoder.0.0.weight"], full["encoder.0.0.weight"])
+    torch.testing.assert_close(half["encoder.0.0.weight"], full["encoder.0.0.weight"], rtol=0, atol=5e-3)
 
 
 def test_label_free_never_looks_at_clean_speech(folders, runs, tmp_path, monkeypatch):
@@ -106,21 +134,17 @@ def test_label_free_never_looks_at_clean_speech(folders, runs, tmp_path, monkeyp
 @pytest.mark.parametrize("label_free", [False, True])
 @pytest.mark.parametrize("loss", ["abc", "response"])
 def test_what_a_distilled_student_is_compared_with(loss, label_free):
-    student, teacher = Denoiser(PRESETS["student"]), Denoiser(PRESETS["teacher"])
+    student, teacher = Denoiser(PRESETS["student"]), Denoiser(PRESETS["teacher"]).eval()
     batch = {name: 0.1 * torch.randn(2, 8_000) for name in ("noisy", "clean")}
-    if loss == "abc":
-        distiller = Distiller(student, teacher, ["bottleneck"], ["bottleneck"], ABCLoss([16], [64]))
-        outputs = FeatureDistillation(distiller, 0.5, label_free)(batch)
-        distiller.remove_hooks()
-    else:
-        outputs = ResponseDistillation(student, teacher.eval(), 0.5, label_free)(batch)
+    losses = build([parse(loss, 0.5)], student, teacher, "bottleneck", "bottleneck")
+    outputs = Distillation(student, teacher, losses, label_free)(batch)
     outputs["loss"].backward()
     assert student.mask.weight.grad.abs().sum() > 0
 
     speech_loss, enhanced, response = SpeechLoss(), student(batch["noisy"]), teacher(batch["noisy"])
     from_clean, from_teacher = speech_loss(enhanced, batch["clean"]), speech_loss(enhanced, response)
     if loss == "abc":
-        expected = (from_teacher if label_free else from_clean) + 0.5 * outputs["kd"]
+        expected = (from_teacher if label_free else from_clean) + 0.5 * outputs["kd/abc"]
     else:
         expected = from_teacher if label_free else from_clean + 0.5 * from_teacher
     torch.testing.assert_close(outputs["loss"], expected)
@@ -137,7 +161,7 @@ def test_teacher_is_not_changed(folders, runs, tmp_path):
     before = weights(runs / "teacher")
     teacher = load_network(str(runs / "teacher"), "--teacher")
     student = Denoiser(PRESETS["student"])
-    _feature_channels(student, teacher, ["bottleneck"], ["bottleneck"])
+    build([parse("semckd", 1)], student, teacher, "bottleneck", "bottleneck")
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     assert student.encoder[0][1].num_batches_tracked == 0 and student.training
 
@@ -176,6 +200,14 @@ def test_combinations_that_make_no_sense(folders, runs, tmp_path, capsys):
     assert "leaves nothing to learn from" in message
     assert "--label-free" in fails_with(capsys, *start, "--noisy", str(folders / "noisy"))
     assert "--clean" in fails_with(capsys, *start)
+    labels = data_arguments(folders)
+    assert "no loss is called abd" in fails_with(capsys, *start, *labels, "--loss", "abd")
+    assert "compares with clean speech" in fails_with(capsys, *start, *labels, "--loss", "dispatch", "--label-free")
+    assert "--kd-warmup" in fails_with(capsys, *start, *labels, "--kd-warmup", "-1")
+    message = fails_with(capsys, *start, *labels, "--noisy", str(folders / "noisy"), "--noisy-fraction", "1")
+    assert "--noisy-fraction: expected a number between 0 and 1" in message
+    if not torch.accelerator.is_available():
+        assert "fp16: needs a GPU" in fails_with(capsys, *start, *labels, "--precision", "fp16")
     assert "--steps" in fails_with(capsys, *start, *data_arguments(folders), "--steps", "0")
 
 
@@ -203,9 +235,13 @@ def test_error_of_a_worker_process_reads_like_any_other(folders, tmp_path, capsy
 
 def test_infinite_loss_stops_the_run(folders, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("abckd_dns.train.SpeechLoss.forward", lambda self, estimate, target: estimate.sum() * math.nan)
-    message = fails_with(capsys, "train", "--out", str(tmp_path), *data_arguments(folders), *SHORT)
-    assert "the loss became nan by step 1" in message
+    start = ["train", "--out", str(tmp_path), *data_arguments(folders), *SHORT, "--max-skipped", "2"]
+    message = fails_with(capsys, *start)
+    assert "2 steps in a row had a loss or gradient that is not finite" in message
     assert not (tmp_path / "model.safetensors").exists()
+    path = tmp_path / "offending_batch_0.safetensors"
+    assert str(path) in message
+    assert safetensors.torch.load_file(path)["noisy"].shape == (2, 8_000)
 
 
 def test_evaluate_on_mixtures(folders, runs, tmp_path, capsys):

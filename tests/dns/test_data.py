@@ -10,7 +10,7 @@ from made_audio import noise_like, speech_like, write_wav
 from torch.utils.data import DataLoader
 
 from abckd_dns import audio
-from abckd_dns.data import MixtureOptions, Mixtures, NoisySpeech, SegmentPool
+from abckd_dns.data import MixtureOptions, Mixtures, NoisySpeech, PartlyLabelled, SegmentPool
 from abckd_dns.errors import InputError
 from abckd_dns.mixing import level_dbfs, mix, reverberate
 
@@ -173,6 +173,19 @@ def test_noisy_speech_has_no_clean_side(folders):
     dataset = NoisySpeech(folders / "noisy", length=8_000, count=4, seed=0)
     assert set(dataset[0]) == {"noisy"} and dataset[0]["noisy"].shape == (8_000,)
     assert torch.equal(dataset[2]["noisy"], dataset[2]["noisy"])
+
+
+def test_some_examples_have_clean_speech(folders):
+    labelled, unlabelled = mixtures(folders), NoisySpeech(folders / "noisy", length=8_000, count=32, seed=3)
+    examples = PartlyLabelled(labelled, unlabelled, noisy_fraction=0.4)
+    found = [examples[index] for index in range(32)]
+    assert 5 <= sum(not example["has_clean"] for example in found) <= 21
+    for index, example in enumerate(found):
+        whole = labelled if example["has_clean"] else unlabelled
+        assert torch.equal(example["noisy"], whole[index]["noisy"])
+        assert example["has_clean"] == bool(example["clean"].any())
+    assert torch.equal(examples[5]["noisy"], found[5]["noisy"])
+    next(iter(DataLoader(examples, batch_size=32)))  # all have the same keys and shapes
 
 
 def test_folder_without_audio(folders, tmp_path):

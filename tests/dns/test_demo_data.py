@@ -2,79 +2,16 @@
 
 import json
 import os
-import struct
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import soundfile
-from made_audio import noise_like, speech_like, write_wav
+from made_packages import script, write_g722
 
-from abckd_dns import demo_data
+from abckd_dns import demo_data, package_audio
 from abckd_dns.cli import main
 from abckd_dns.errors import InputError
-
-VOICES = {"en": "en_US_f_Allison", "fr": "fr_CA_f_June", "it": "it_IT_m_Carlo", "ru": "ru_RU_f_Ivrvoice"}
-
-
-def write_g722(path: Path, samples: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", format="g722") as container:
-        stream = container.add_stream("g722", rate=16_000, layout="mono")
-        pcm = (samples * 2**15).astype(np.int16)[None]
-        frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")
-        frame.sample_rate = 16_000
-        for packet in [*stream.encode(frame), *stream.encode(None)]:
-            container.mux(packet)
-
-
-def write_catalogue(path: Path, sounds: dict[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table, body = b"", b""
-    for title, samples in sounds.items():
-        soundfile.write(path.with_suffix(".wav"), samples, 22_050)
-        riff = path.with_suffix(".wav").read_bytes()
-        path.with_suffix(".wav").unlink()
-        offset = 8 * len(sounds) + len(body)
-        table += struct.pack("<II", offset | 0x80000000, len(riff))
-        body += bytes([len(title)]) + title.encode() + riff + b"\0"
-    path.write_bytes(table + body)
-
-
-@pytest.fixture
-def system(tmp_path, monkeypatch) -> Path:
-    """Stand-ins for the two programs, and package trees in trees/; returns the folder of all."""
-    trees, programs = tmp_path / "trees", tmp_path / "bin"
-    for language, voice in VOICES.items():
-        sounds = trees / f"asterisk-core-sounds-{language}-g722" / "usr/share/asterisk/sounds" / voice
-        write_g722(sounds / "hello.g722", 0.2 * speech_like(2, len(voice)))
-        write_g722(sounds / "digits" / "1.g722", speech_like(1, 3))
-        write_g722(sounds / "silence" / "1.g722", np.zeros(16_000))
-        write_g722(sounds / "beep.g722", 0.9 * np.ones(16_000))
-    for artist in ("manolo_camp", "macroform"):
-        path = trees / "asterisk-moh-opsound-g722/usr/share/asterisk/moh" / f"{artist}-title.g722"
-        write_g722(path, noise_like(2, 5))
-    recordings = [f'"Sound {i}". Original "r{i // 2}.wav" by "x".' for i in range(12)]
-    catalogue = {title: noise_like(0.5, i, 22_050) for i, title in enumerate(recordings)}
-    write_catalogue(trees / "openttd-opensfx/usr/share/x/opensfx.cat", catalogue | {"Unused": np.zeros(0)})
-    for index in range(8):
-        write_wav(trees / "minetest-data/usr/share/x" / f"step{index}.1.ogg", noise_like(0.3, index))
-    for tree in trees.iterdir():
-        (tree / "usr/share/doc" / tree.name).mkdir(parents=True)
-        (tree / "usr/share/doc" / tree.name / "copyright").write_text(f"terms of {tree.name}")
-    programs.mkdir()
-    found = f"test -d {trees}/$2 && touch $2_1.6_all.deb"
-    script(programs / "apt-get", f'echo "$@" >> {tmp_path}/calls; test $1 = update || {{ {found}; }}')
-    script(programs / "dpkg-deb", f'cp -r {trees}/"${{2%%_*}}"/. "$3"')
-    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path
-
-
-def script(path: Path, body: str) -> None:
-    path.write_text(f"#!/bin/sh\n{body}\n")
-    path.chmod(0o755)
 
 
 def calls(system: Path) -> list[str]:
@@ -106,10 +43,10 @@ def test_speakers_and_noises_of_the_test_are_not_trained_on(system):
     speakers = {part: {p.name for p in (folder / part / "speech").iterdir()} for part in ("train", "test")}
     assert speakers["test"] == {"asterisk-core-sounds-fr-g722-000.flac"}
     assert speakers["train"].isdisjoint(speakers["test"]) and len(speakers["train"]) == 3
-    package = next(package for package in demo_data.PACKAGES if package.name == "openttd-opensfx")
+    package = next(package for package in demo_data.DEMO.packages if package.name == "openttd-opensfx")
     origins = [origin for origin, _ in package.clips(system / "trees" / package.name)]
     assert sorted(set(origins)) == [f"r{i}.wav" for i in range(6)] and len(origins) == 12
-    assert {package.is_test(origin) for origin in origins} == {True, False}
+    assert {package.place(origin).partition("/")[0] for origin in origins} == {"train", "test"}
 
 
 def test_silence_and_signals_are_left_out(system):
@@ -128,7 +65,7 @@ def test_damaged_cache_is_made_again(system):
 
 
 def test_interrupted_work_leaves_no_cache(system, monkeypatch):
-    monkeypatch.setattr(demo_data.soundfile, "write", lambda *arguments, **keywords: 1 / 0)
+    monkeypatch.setattr(package_audio.soundfile, "write", lambda *arguments, **keywords: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         demo_data.fetch_demo_data()
     assert os.listdir(system / "cache" / "abckd_dns") == []
@@ -173,7 +110,7 @@ def test_package_that_appears_with_new_lists_is_used(system, monkeypatch):
 
 @pytest.mark.parametrize("missing", ["apt-get", "dpkg-deb"])
 def test_without_apt_says_which_folders_to_give(system, monkeypatch, missing):
-    monkeypatch.setattr(demo_data.shutil, "which", lambda program: None if program == missing else program)
+    monkeypatch.setattr(package_audio.shutil, "which", lambda program: None if program == missing else program)
     for command in ("fetch-demo-data", "demo"):
         with pytest.raises(SystemExit, match=f"{missing} is not on this system.*--clean FOLDER --noise FOLDER"):
             main([command])
@@ -182,7 +119,7 @@ def test_without_apt_says_which_folders_to_give(system, monkeypatch, missing):
 def test_g722_is_decoded(tmp_path):
     time = np.arange(16_000) / 16_000
     write_g722(tmp_path / "tone.g722", 0.5 * np.sin(2 * np.pi * 440 * time))
-    samples = demo_data._decode_g722(tmp_path / "tone.g722")
+    samples = package_audio.decode_g722(tmp_path / "tone.g722")
     assert len(samples) == pytest.approx(16_000, abs=200)
     spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
     assert spectrum.argmax() * 16_000 / len(samples) == pytest.approx(440, abs=2)

@@ -1,0 +1,86 @@
+"""What keeps a long run alive or ends it well: signals that are waited for, steps that are not taken."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interruption:
+    """Within `with`, SIGTERM and SIGINT are only noted, in `received`; a second SIGINT acts as ever.
+
+    (Not a second SIGTERM: schedulers and launchers both send one.)
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received == number == signal.SIGINT:
+            self.__exit__()
+            signal.raise_signal(number)
+        self.received = signal.Signals(number)
+
+
+def leave_signals_to_the_main_process(worker: int) -> None:
+    """For the processes of a loader: a signal to the whole group must not kill them before the run is saved."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class StepGuard:
+    """Leaves no trace of a step whose loss or gradient is not finite, without making a GPU wait.
+
+    The decision stays on the device: the optimiser must be a fused one, which reads `found_inf` there. Gradients are
+    those of all processes, hence so is the decision.
+    """
+
+    def __init__(self, system: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        # Batch normalisation takes in a batch before anyone knows that its loss is NaN.
+        self._buffers = [buffer for module in system.modules() if module.training for buffer in module.buffers(False)]
+        self._before = [buffer.clone() for buffer in self._buffers]
+        self._optimizer = optimizer
+        self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # skipped in all, skipped in a row
+
+    def before_step(self) -> None:
+        for before, buffer in zip(self._before, self._buffers, strict=True):
+            before.copy_(buffer)
+
+    @staticmethod
+    def spread(loss: Tensor) -> Tensor:
+        """`loss`, with NaN for every gradient where it is not finite: then every process learns of it."""
+        return loss * (1 + 0 * loss.detach())
+
+    def judge(self, gradient_norm: Tensor) -> Tensor:
+        """Whether the step counts, a bool on the device; otherwise `optimizer.step` will do nothing."""
+        good = gradient_norm.isfinite()
+        for before, buffer in zip(self._before, self._buffers, strict=True):
+            buffer.copy_(torch.where(good, buffer, before))
+        self._optimizer.grad_scale, self._optimizer.found_inf = None, (~good).to(torch.float32)
+        skipped, in_a_row = self._counts.unbind()
+        self._counts = torch.stack([skipped + ~good, torch.where(good, 0, in_a_row + 1)])
+        return good
+
+    def read(self) -> tuple[int, int]:
+        """Steps skipped in all, and in a row up to the last one. A GPU waits here."""
+        return tuple(self._counts.tolist())
+
+    def resume(self, skipped: int, in_a_row: int) -> None:
+        self._counts.copy_(torch.tensor([skipped, in_a_row]))

@@ -1,0 +1,37 @@
+"""CSV files of the study: written whole or not at all, with numbers of three decimals."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from pathlib import Path
+
+Row = dict[str, str]
+
+
+def write_rows(path: Path, rows: list[dict], decimals: int = 3) -> None:
+    """All rows have the keys of the first; floats get `decimals`, what is not a number is left empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: _format(value, decimals) for key, value in row.items()})
+    os.replace(unfinished, path)
+
+
+def read_rows(path: Path) -> list[Row]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def number(text: str) -> float:
+    return float(text) if text else math.nan
+
+
+def _format(value: object, decimals: int) -> object:
+    if not isinstance(value, float):
+        return value
+    return f"{value:.{decimals}f}" if math.isfinite(value) else ""
