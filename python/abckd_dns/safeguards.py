@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import torch
@@ -21,16 +24,24 @@ class Interruption:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._before: dict[int, object] = {}
+        self._is_waited_for = torch.zeros((), dtype=torch.bool).share_memory_()
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        self._is_waited_for.fill_(True)
         return self
 
     def __exit__(self, *exception) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+        self._is_waited_for.fill_(False)
+
+    @property
+    def worker_init(self) -> Callable[[int], None]:
+        """For the processes of a loader: a signal to the whole group must not kill them before the run is saved."""
+        return partial(_leave_signals_to_the_main_process, self._is_waited_for)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received == number == signal.SIGINT:
@@ -39,10 +50,10 @@ class Interruption:
         self.received = signal.Signals(number)
 
 
-def leave_signals_to_the_main_process(worker: int) -> None:
-    """For the processes of a loader: a signal to the whole group must not kill them before the run is saved."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def _leave_signals_to_the_main_process(is_waited_for: Tensor, worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # At its end the main process terminates the workers that it has left, and waits for them.
+    signal.signal(signal.SIGTERM, lambda number, frame: None if is_waited_for else os._exit(0))
 
 
 class StepGuard:

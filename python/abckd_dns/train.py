@@ -47,7 +47,7 @@ from .networks import CHECKPOINT_NAME, load_network, save_checkpoint
 from .objective import SpeechLoss
 from .prepared import Prepared
 from .processes import only_cpu, processes
-from .safeguards import Interruption, StepGuard, leave_signals_to_the_main_process
+from .safeguards import Interruption, StepGuard
 from .stft import SAMPLE_RATE
 
 
@@ -183,7 +183,8 @@ def fit(
         load_learned_state(system, state["learned"], options.out)
         schedule.load_state_dict(state["schedule"])
         adam.load_state_dict(state["optimizer"])
-    loader = _loader(examples, options, accelerator, first)
+    interruption = Interruption()
+    loader = _loader(examples, options, accelerator, first, interruption)
     system, optimizer = accelerator.prepare(system, optimizer)
     guard = StepGuard(accelerator.unwrap_model(system), adam, device)
     set_seed(options.seed, device_specific=True)  # processes share weights and must not share dropout
@@ -223,7 +224,7 @@ def fit(
         total=options.steps,
         disable=not accelerator.is_local_main_process,
     )
-    with Interruption() as interruption:
+    with interruption:
         for step, batch in enumerate(progress, start=first + 1):
             batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
             guard.before_step()
@@ -282,13 +283,15 @@ def _accelerator(options: TrainingOptions) -> Accelerator:
     return Accelerator(cpu=only_cpu(), mixed_precision=precision, log_with="tensorboard", project_dir=options.out)
 
 
-def _loader(examples: Dataset, options: TrainingOptions, accelerator: Accelerator, first: int) -> DataLoader:
+def _loader(
+    examples: Dataset, options: TrainingOptions, accelerator: Accelerator, first: int, interruption: Interruption
+) -> DataLoader:
     return DataLoader(
         examples,
         batch_sampler=_Batches(options, accelerator.process_index, accelerator.num_processes, first),
         num_workers=options.workers,
         pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=leave_signals_to_the_main_process,
+        worker_init_fn=interruption.worker_init,
         generator=torch.Generator(),  # or else starting the workers would draw from the generator of the networks
     )
 

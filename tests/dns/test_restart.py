@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -99,6 +100,34 @@ def test_signal_saves_and_exits(folders, unbroken, tmp_path, capsys, monkeypatch
     main(arguments(folders, tmp_path, "--save-every", "7"))
     assert made == [12]  # what was learned from is not made again
     assert_same(tmp_path, unbroken)
+
+
+def test_signal_to_the_workers_too(folders, unbroken, tmp_path, monkeypatch):
+    """As a scheduler sends it; examples are made in a worker, ahead of the step that needs them."""
+
+    def everywhere():
+        os.kill(os.getppid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stop_at_example(monkeypatch, 16, everywhere)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments(folders, tmp_path, "--workers", "1", "--save-every", "100"))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert len(states(tmp_path)) == 1
+    monkeypatch.undo()
+    main(arguments(folders, tmp_path, "--workers", "1"))
+    assert_same(tmp_path, unbroken)
+
+
+def test_workers_end_with_a_run_that_failed(folders, tmp_path, monkeypatch):
+    stop_at_example(monkeypatch, 6, lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as failed:
+        main(arguments(folders, tmp_path, "--workers", "2"))
+    for worker in multiprocessing.active_children():  # what the interpreter does at its end, without a time limit
+        worker.terminate()
+        worker.join(timeout=10)
+        assert not worker.is_alive()
+    del failed
 
 
 def test_second_signal_acts_at_once(folders, tmp_path, monkeypatch):
