@@ -242,6 +242,23 @@ class TestABCLoss:
         module(*features).backward()
         assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in module.parameters())
 
+    def test_detached_queries_are_constants_for_the_student_alone(self, backend):
+        students, teachers = cases.DOWN.features(torch.float32)
+        students = [x.clone().requires_grad_() for x in students]
+        module, detached = self.make(), self.make(detach_queries=True)
+        scores = torch.from_numpy(self.learned_scores(module, (students, teachers))).float()
+        expected = torch.autograd.grad(abc_loss(students, teachers, scores=scores), students)
+        of_loss = detached(students, teachers)
+        torch.testing.assert_close(torch.autograd.grad(of_loss, students, retain_graph=True), expected)
+        learned = torch.autograd.grad(module(students, teachers), [*students, *module.parameters()])
+        n = len(students)
+        assert not torch.allclose(learned[0], expected[0], rtol=1e-2)
+        torch.testing.assert_close(torch.autograd.grad(of_loss, list(detached.parameters())), learned[n:])
+
+    def test_detached_queries_need_learned_scores(self):
+        with pytest.raises(ValueError, match="detach_queries: scores='uniform'"):
+            self.make(detach_queries=True, scores="uniform")
+
     def test_state_dict_is_independent_of_batch_and_map_size(self):
         module = self.make()
         before = {name: value.clone() for name, value in module.state_dict().items()}

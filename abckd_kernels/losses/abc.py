@@ -102,6 +102,8 @@ class ABCLoss(nn.Module):
     teacher_channels   C of the m teacher layers.
     dim                size of queries and keys.
     scores             "learned"; or "similarity" or "uniform", the parameter-free forms, with nothing to learn.
+    detach_queries     learned scores are constants for the student: it can't lower the loss by the teacher layers that
+                       it asks for, only by its maps. Queries, keys and embedding learn as before.
     others             as in abc_loss.
 
     The state dict depends on channels and dim only, not on batch or map size: queries, keys (nn.Linear without bias,
@@ -117,6 +119,7 @@ class ABCLoss(nn.Module):
         dim: int = 64,
         *,
         scores: str = "learned",
+        detach_queries: bool = False,
         temperature: float = 0.1,
         power: int = 2,
         grid: Sequence[int] | None = None,
@@ -132,7 +135,9 @@ class ABCLoss(nn.Module):
             raise ValueError(f"temperature: expected a positive number, got {temperature!r}")
         check_choice("scores", scores, SCORES)
         check_choice("normalize", normalize, ("sample", "frame"))
-        self.scores = scores
+        if detach_queries and scores != "learned":
+            raise ValueError(f"detach_queries: scores={scores!r} has no queries")
+        self.scores, self.detach_queries = scores, detach_queries
         self.options = {"temperature": temperature, "grid": grid, "normalize": normalize}
         self.tap_options = {"power": check_power(power), "means": scores == "learned"}
         pairs = (len(student_channels), len(teacher_channels))
@@ -199,6 +204,8 @@ class ABCLoss(nn.Module):
         # Autocast would round the scores to half precision; they are too few to gain from it.
         with torch.autocast(self.layer_embedding.device.type, enabled=False):
             dtype = self.layer_embedding.dtype
+            if self.detach_queries:
+                student_means = [mean.detach() for mean in student_means]
             queries = torch.stack([f(mean.to(dtype)) for f, mean in zip(self.queries, student_means, strict=True)], 1)
             keys = torch.stack([f(mean.to(dtype)) for f, mean in zip(self.keys, teacher_means, strict=True)], 1)
             return queries @ (keys + self.layer_embedding).transpose(1, 2) / self.layer_embedding.shape[1] ** 0.5
