@@ -161,7 +161,7 @@ def gram(dtype: torch.dtype, axis: str, channels_last: bool = False) -> None:
 def dots(dtype: torch.dtype) -> None:
     _, x, y = features(dtype)
     dots_kernels.forward(x, y)
-    dots_kernels.backward(torch.empty(2, 64, 2), x, y)
+    dots_kernels.backward(torch.empty(2, 64, 3), x, y)
 
 
 LAYOUTS = {"contiguous": False, "channels_last": True}

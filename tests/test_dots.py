@@ -15,13 +15,13 @@ SHAPES = ((2, 3, 7), (3, 4, 5, 6), (1, 2, 3, 35), (2, 1, 1, 1), (1, 3, 20, 64), 
 def exact(x, y):
     x, y = (a.reshape(*a.shape[:2], -1) for a in (x, y))
     e = y - x
-    return np.stack([(a * b).sum(2) for a, b in ((x, x), (y, y), (x, y), (x, e), (e, e))], -1)
+    return np.stack([values.sum(2) for values in (x * x, y * y, x * y, x * e, e * e, x, e)], -1)
 
 
 def exact_gradients(x, y, grad):
-    xx, yy, xy, xe, ee = (grad[..., i].reshape(*x.shape[:2], *[1] * (x.ndim - 2)) for i in range(5))
-    of_x = 2 * xx * x + xy * y + xe * (y - 2 * x) - 2 * ee * (y - x)
-    return of_x, 2 * yy * y + xy * x + xe * x + 2 * ee * (y - x)
+    xx, yy, xy, xe, ee, sx, se = (grad[..., i].reshape(*x.shape[:2], *[1] * (x.ndim - 2)) for i in range(7))
+    of_x = 2 * xx * x + xy * y + xe * (y - 2 * x) - 2 * ee * (y - x) + sx - se
+    return of_x, 2 * yy * y + xy * x + xe * x + 2 * ee * (y - x) + se
 
 
 def check(x, y, rng):
@@ -93,7 +93,7 @@ def test_opcheck(layout):
             getattr(torch.ops.abckd.dots_forward, overload), (x.clone().requires_grad_(), y.clone().requires_grad_())
         )
         torch.library.opcheck(
-            getattr(torch.ops.abckd.dots_backward, overload), (torch.randn(2, 3, 2).double(), x, y),
+            getattr(torch.ops.abckd.dots_backward, overload), (torch.randn(2, 3, 3).double(), x, y),
             test_utils=("test_schema", "test_faketensor"),
         )  # fmt: skip
 

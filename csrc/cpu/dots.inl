@@ -24,6 +24,8 @@ struct Dots {
           sums[2][part] += x[part] * y[part];
           sums[3][part] += x[part] * e;
           sums[4][part] += e * e;
+          sums[5][part] += x[part];
+          sums[6][part] += e;
         }
       });
       for (int i = 0; i < kDotProducts; ++i) {
@@ -50,10 +52,10 @@ struct Dots {
  private:
   template <bool kStream>
   static void combine(const DotsBackwardArguments& b, int64_t row, E* result) {
-    const double of_x = b.factors[2 * row], of_e = b.factors[2 * row + 1];
+    const double of_x = b.factors[3 * row], of_e = b.factors[3 * row + 1], constant = b.factors[3 * row + 2];
     for_each_vector(b.dots, row, [&](int64_t k, int64_t count, const W* x, const W* y) {
       W fresh[kParts];
-      for (int part = 0; part < kParts; ++part) fresh[part] = x[part] * of_x + (y[part] - x[part]) * of_e;
+      for (int part = 0; part < kParts; ++part) fresh[part] = x[part] * of_x + (y[part] - x[part]) * of_e + constant;
       if (count < kLanes) {
         write_some<S>(result + k, narrow(fresh), count);
       } else {

@@ -31,7 +31,7 @@ Tensor dots_forward(const DotsLaunchers& launchers, const Tensor& x, const Tenso
 
 Tensor dots_backward(const DotsLaunchers& launchers, const Tensor& factors, const Tensor& x, const Tensor& y) {
   check(x, y);
-  check_shape("factors", factors, {x.size(0), x.size(1), 2});
+  check_shape("factors", factors, {x.size(0), x.size(1), 3});
   check_device("factors", factors, x.device());
   const OnDeviceOf current(x);
   const Tensor rows = x.contiguous(), others = y.contiguous(), given = factors.to(at::kDouble).contiguous();

@@ -236,7 +236,7 @@ def affinity_loss(
 
 def _affinity(products: Tensor) -> Tensor:
     """||A_x - A_y||_F^2 = 2 (1 - cos^2) of each channel from its `dots`; 1 if one of both is silent, 0 if both are."""
-    xx, yy, xy, xe, ee = products.unbind(-1)
+    xx, yy, xy, xe, ee = products[..., :5].unbind(-1)
     near = ee <= xx / 4
     # The same number, of which the first keeps its digits where y is near x, the second where their sizes differ.
     area = torch.where(near, xx * ee - xe.square(), xx * yy - xy.square()).clamp_min(0)

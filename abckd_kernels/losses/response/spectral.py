@@ -111,12 +111,11 @@ def _projected(s: Tensor, t: Tensor, count: Tensor | None, zero_mean: bool, eps:
     is nearly the teacher. Means come off the products: in float64 that leaves ten digits of a waveform that is a
     hundred times smaller than its mean.
     """
-    _, tt, _, se, ee = dots(s[:, None], t[:, None])[:, 0].unbind(-1)
+    _, tt, _, se, ee, sum_s, sum_e = dots(s[:, None], t[:, None])[:, 0].unbind(-1)
     te, silent = se + ee, tt <= 0
     if zero_mean:
         n = s.shape[1] if count is None else count.clamp_min(1)
-        mean_s, mean_t = (x.sum(1, dtype=tt.dtype) / n for x in (s, t))
-        mean_e, whole = mean_t - mean_s, tt
+        mean_e, mean_t, whole = sum_e / n, (sum_s + sum_e) / n, tt
         tt, te, ee = tt - n * mean_t.square(), te - n * mean_t * mean_e, ee - n * mean_e.square()
         silent = tt <= ROUNDING * whole
     tt, te = tt.masked_fill(silent, 0), te.masked_fill(silent, 0)

@@ -2,15 +2,15 @@
 
 For features x and y (B, C, *spatial) of one shape, with e = y - x and sums over the positions of each channel,
 
-    dots[b, c] = (x.x, y.y, x.y, x.e, e.e)        (B, C, 5) float64
+    dots[b, c] = (x.x, y.y, x.y, x.e, e.e, x.1, e.1)        (B, C, 7) float64
 
 Everything is float64 from the products on. From these, what depends on the difference of two nearly equal channels
 keeps its digits (x.x e.e - (x.e)^2 is x.x y.y - (x.y)^2 without its cancellation), and so does what depends on channels
-of very different size.
+of very different size. The last two are the sums, by which a mean comes off the others.
 
-Derivative: of x and of y it is, per channel, a number times x plus a number times e, so that both come from
+Derivative: of x and of y it is, per channel, a number times x plus a number times e plus a number; both come from
 
-    combined[b, c, p] = f[b, c, 0] x[b, c, p] + f[b, c, 1] e[b, c, p]
+    combined[b, c, p] = f[b, c, 0] x[b, c, p] + f[b, c, 1] e[b, c, p] + f[b, c, 2]
 
 Bytes, with S the size of a feature: forward reads 2 S, backward reads 2 S and writes S. Contiguous features are read as
 they lie, other layouts cost a copy.
@@ -34,7 +34,9 @@ def dots(x: Tensor, y: Tensor) -> Tensor:
     x, y   (B, C, T), (B, C, T, F) or (B, C, H, W); float32, float64, bfloat16 or float16. Where dtypes differ, the
            narrower one is widened, which costs a copy.
 
-    Returns (B, C, 5) float64: x.x, y.y, x.y, x.(y - x), (y - x).(y - x). Second derivatives don't exist.
+    Returns (B, C, 7) float64: x.x, y.y, x.y, x.e, e.e with e = y - x, the sum of x, that of e. Second derivatives
+    don't exist.
+
     Raises TypeError or ValueError that names the argument.
     """
     shapes.check_feature(x, "x")
@@ -48,7 +50,7 @@ def dots(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _forward_fake(x, y):
-    return x.new_empty((*x.shape[:2], 5), dtype=shapes.matrix_dtype(x.device))
+    return x.new_empty((*x.shape[:2], 7), dtype=shapes.matrix_dtype(x.device))
 
 
 def _backward_fake(factors, x, y):
@@ -61,10 +63,10 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     x, y = ctx.saved_tensors
-    xx, yy, xy, xe, ee = grad.unbind(-1)
+    xx, yy, xy, xe, ee, sum_x, sum_e = grad.unbind(-1)
     factors = (
-        (2 * xx + xy - xe, xy + xe - 2 * ee),
-        (2 * yy + xy + xe, 2 * yy + 2 * ee),
+        (2 * xx + xy - xe, xy + xe - 2 * ee, sum_x - sum_e),
+        (2 * yy + xy + xe, 2 * yy + 2 * ee, sum_e),
     )
     return tuple(
         backends.refuse_second_derivative(

@@ -26,6 +26,8 @@ def forward_kernel(x_ptr, y_ptr, dots_ptr, columns, BLOCK: tl.constexpr):
     xy = tl.zeros((BLOCK,), tl.float64)
     xe = tl.zeros((BLOCK,), tl.float64)
     ee = tl.zeros((BLOCK,), tl.float64)
+    x_sum = tl.zeros((BLOCK,), tl.float64)
+    e_sum = tl.zeros((BLOCK,), tl.float64)
     for begin in range(0, columns, BLOCK):
         k = begin + tl.arange(0, BLOCK)
         x = tl.load(x_ptr + k, k < columns, other=0).to(tl.float64)
@@ -36,12 +38,16 @@ def forward_kernel(x_ptr, y_ptr, dots_ptr, columns, BLOCK: tl.constexpr):
         xy += x * y
         xe += x * e
         ee += e * e
-    dots_ptr += row * 5
+        x_sum += x
+        e_sum += e
+    dots_ptr += row * 7
     tl.store(dots_ptr, tl.sum(xx, 0))
     tl.store(dots_ptr + 1, tl.sum(yy, 0))
     tl.store(dots_ptr + 2, tl.sum(xy, 0))
     tl.store(dots_ptr + 3, tl.sum(xe, 0))
     tl.store(dots_ptr + 4, tl.sum(ee, 0))
+    tl.store(dots_ptr + 5, tl.sum(x_sum, 0))
+    tl.store(dots_ptr + 6, tl.sum(e_sum, 0))
 
 
 @triton.jit
@@ -49,11 +55,12 @@ def backward_kernel(factors_ptr, x_ptr, y_ptr, result_ptr, columns, blocks, BLOC
     program = tl.program_id(0).to(tl.int64)
     row = program // blocks
     k = program % blocks * BLOCK + tl.arange(0, BLOCK)
-    of_x = tl.load(factors_ptr + row * 2)
-    of_e = tl.load(factors_ptr + row * 2 + 1)
+    of_x = tl.load(factors_ptr + row * 3)
+    of_e = tl.load(factors_ptr + row * 3 + 1)
+    constant = tl.load(factors_ptr + row * 3 + 2)
     x = tl.load(x_ptr + row * columns + k, k < columns, other=0).to(tl.float64)
     y = tl.load(y_ptr + row * columns + k, k < columns, other=0).to(tl.float64)
-    fresh = x * of_x + (y - x) * of_e
+    fresh = x * of_x + (y - x) * of_e + constant
     # By way of float32, which Triton's interpreter needs for bfloat16.
     narrow = fresh if result_ptr.dtype.element_ty == tl.float64 else fresh.to(tl.float32)
     tl.store(result_ptr + row * columns + k, narrow.to(result_ptr.dtype.element_ty), k < columns)
@@ -61,7 +68,7 @@ def backward_kernel(factors_ptr, x_ptr, y_ptr, result_ptr, columns, blocks, BLOC
 
 def forward(x: Tensor, y: Tensor) -> Tensor:
     x, y = x.contiguous(), y.contiguous()
-    dots = x.new_empty((*x.shape[:2], 5), dtype=torch.float64)
+    dots = x.new_empty((*x.shape[:2], 7), dtype=torch.float64)
     launch(forward_kernel, x.shape[0] * x.shape[1], x, x, y, dots, x[0, 0].numel() if len(x) else 0, BLOCK=BLOCK)
     return dots
 

@@ -217,8 +217,8 @@ struct ProjectBackwardArguments {
 
 // ------------------------------------------------------------------------------------------------ dots
 
-// Products of rows x[r, k] and y[r, k], contiguous: x.x, y.y, x.y, x.e, e.e with e = y - x.
-constexpr int kDotProducts = 5;
+// Products of rows x[r, k] and y[r, k], contiguous: x.x, y.y, x.y, x.e, e.e with e = y - x; and the sums of x and of e.
+constexpr int kDotProducts = 7;
 
 struct DotsArguments {
   Dtype dtype;
@@ -230,8 +230,8 @@ struct DotsArguments {
 
 struct DotsBackwardArguments {
   DotsArguments dots;
-  const double* factors;  // [r, 2]: of x and of e
-  void* result;           // [r, k]: factors[r, 0] x + factors[r, 1] e
+  const double* factors;  // [r, 3]: of x, of e and of 1
+  void* result;           // [r, k]: factors[r, 0] x + factors[r, 1] e + factors[r, 2]
 };
 
 }  // namespace abckd
