@@ -215,6 +215,7 @@ def fit(
         )
         save_checkpoint(options.out / CHECKPOINT_NAME, trained.network)
 
+    step, is_stop = first, False  # killed after its last state was saved, a run has no step left
     means = _Means()
     progress = tqdm(
         loader,
@@ -255,12 +256,13 @@ def fit(
                 with writing(options.out):
                     accelerator.log({**scalars, "lr": schedule.get_last_lr()[0], "skipped": skipped}, step=step)
             if is_save:
-                save(step)
+                # Before the state: a run that was killed in between draws it again.
                 if draw_attention is not None and attention is not None and accelerator.is_main_process:
-                    figure = draw_attention(attention)
                     with writing(options.out):
+                        figure = draw_attention(attention)
                         figure.savefig(options.out / "attention.png", dpi=150)
                         accelerator.get_tracker("tensorboard", unwrap=True).add_figure("attention", figure, step)
+                save(step)
             if is_stop:
                 break
     if step == options.steps and accelerator.is_main_process:
