@@ -42,7 +42,7 @@ from .checkpoints import (
     writing,
 )
 from .data import MixtureOptions, Mixtures
-from .errors import InputError
+from .errors import InputError, check_at_least, check_positive
 from .networks import CHECKPOINT_NAME, load_network, save_checkpoint
 from .objective import SpeechLoss
 from .prepared import Prepared
@@ -84,10 +84,9 @@ class TrainingOptions(MixtureOptions):
     """Precision of the networks; fp16 needs a GPU. By default that of accelerate launch, which is fp32."""
 
     def __post_init__(self) -> None:
-        positive = "steps batch_size segment_seconds lr clip log_every save_every max_skipped"
-        for argument in positive.split():
-            if not getattr(self, argument) > 0:
-                raise InputError(f"--{argument.replace('_', '-')}: expected more than 0, got {getattr(self, argument)}")
+        check_positive(self, *"steps batch_size lr clip log_every save_every max_skipped".split())
+        check_at_least(self, 0, "seed", "workers")
+        check_at_least(self, 1 / SAMPLE_RATE, "segment_seconds")
 
     @property
     def segment_length(self) -> int:

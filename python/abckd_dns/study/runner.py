@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from ..train import is_finished
 from . import report
 from .config import Config, load
@@ -56,8 +56,7 @@ class StudyOptions:
     """Train nothing: make tables and plots anew from the CSV files of the results."""
 
     def __post_init__(self) -> None:
-        if self.jobs < 1:
-            raise InputError(f"--jobs: expected at least 1, got {self.jobs}")
+        check_at_least(self, 1, "jobs")
 
 
 def study(options: StudyOptions) -> None:
