@@ -206,9 +206,10 @@ class _Study:
 
         When this process is asked to end, its jobs are, and they save what they have.
         """
-        # Forked from a process that has done the imports, which take longer than a small job, and no computation.
+        # Forked from a process that has done the imports, also those that are done late, and no computation: they take
+        # longer than a small job.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([work.__module__])
+        context.set_forkserver_preload([work.__module__, "torch.utils.tensorboard", "pesq"])
         waiting, running = list(reversed(jobs)), {}
         with _signals_as_exit():
             try:
