@@ -38,8 +38,9 @@ class DistillOptions(TrainingOptions):
     student: str = "student"
     """student, package.module:factory, or a checkpoint to start from."""
     loss: tuple[str, ...] = ("abc",)
-    """KD terms, each NAME[(key=value,...)][=WEIGHT], as in: abc=0.1 "hint(layers=[encoder.1])=0.5" spectral=1. NAME is
-    any loss of abckd_kernels (docs/losses.md), response: SpeechLoss(student, teacher), or, alone, none."""
+    """KD terms, behind one --loss or each behind its own, NAME[(key=value,...)][=WEIGHT], as in: abc=0.1
+    "hint(layers=[encoder.1])=0.5" spectral=1. NAME is any loss of abckd_kernels (docs/losses.md), response:
+    SpeechLoss(student, teacher), or, alone, none."""
     kd_weight: float = 0.1
     """Weight of KD terms that give none. About 0.1 is right for abc; 2 does harm."""
     kd_warmup: int = 0
