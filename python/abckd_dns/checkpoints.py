@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,10 +94,8 @@ class States:
         return None
 
     def remove(self) -> None:
-        for path in self._files():
-            path.unlink()
         if self.folder.is_dir():
-            self.folder.rmdir()
+            shutil.rmtree(self.folder)  # with what a kill left unfinished
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.pt"))

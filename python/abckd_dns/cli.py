@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Union
 
 import tyro
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
             Union[tuple(options_of)],  # noqa: UP007 - a union of values
             prog="abckd-dns",
             description="Train, distil, evaluate, run and export speech noise suppressors.",
-            args=arguments,
+            args=_gather_repeated(sys.argv[1:] if arguments is None else arguments),
         )
         run = {options: run for options, run in _COMMANDS.values()}[type(options)]
         run(options)
@@ -69,3 +69,24 @@ def main(arguments: list[str] | None = None) -> None:
         # An error from a worker process arrives with that process's traceback in front of it.
         message = str(error).strip().rpartition(f"{InputError.__module__}.{InputError.__name__}: ")[2]
         sys.exit(f"abckd-dns: error: {message}")
+
+
+def _gather_repeated(arguments: list[str]) -> list[str]:
+    """`--loss a --loss b` as `--loss a b`: of a flag of several values the parser would forget all but the last."""
+    all_fields = [field for options, _ in _COMMANDS.values() for field in fields(options)]
+    of_several = {f"--{field.name}" for field in all_fields if str(field.type).endswith(", ...]")}
+    group: list[str] = []  # a flag and its values
+    groups, first = [group], {}
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag in first:
+            group = first[flag]
+            group += [value] * bool(equals)
+        elif argument.startswith("--"):
+            group = [argument]
+            groups.append(group)
+            if flag in of_several:
+                first[flag] = group
+        else:
+            group.append(argument)
+    return [argument for group in groups for argument in group]

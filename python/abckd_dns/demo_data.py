@@ -12,10 +12,6 @@ _TEST_SPEAKER = "fr_CA_f_June"
 _TEST_ARTIST = "manolo_camp"
 
 
-def cache_folder() -> Path:
-    return DEMO.cache_folder()
-
-
 def fetch_demo_data() -> Path:
     """Make the demo's cache unless it is there and complete; returns its folder."""
     return fetch(DEMO)

@@ -16,7 +16,7 @@ from abckd_kernels import Distiller
 from abckd_kernels.distill import DistillerOutput
 
 from .data import NoisySpeech, PartlyLabelled
-from .errors import InputError
+from .errors import InputError, check_at_least
 from .figures import recorded_attention
 from .kd import RESPONSE, Loss, SeveralLosses, build, parse
 from .networks import load_network
@@ -38,8 +38,9 @@ class DistillOptions(TrainingOptions):
     student: str = "student"
     """student, package.module:factory, or a checkpoint to start from."""
     loss: tuple[str, ...] = ("abc",)
-    """KD terms, each NAME[(key=value,...)][=WEIGHT], as in: abc=0.1 "hint(layers=[encoder.1])=0.5" spectral=1. NAME is
-    any loss of abckd_kernels (docs/losses.md), response: SpeechLoss(student, teacher), or, alone, none."""
+    """KD terms, behind one --loss or each behind its own, NAME[(key=value,...)][=WEIGHT], as in: abc=0.1
+    "hint(layers=[encoder.1])=0.5" spectral=1. NAME is any loss of abckd_kernels (docs/losses.md), response:
+    SpeechLoss(student, teacher), or, alone, none."""
     kd_weight: float = 0.1
     """Weight of KD terms that give none. About 0.1 is right for abc; 2 does harm."""
     kd_warmup: int = 0
@@ -58,9 +59,9 @@ class DistillOptions(TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for argument in ("kd_weight", "kd_warmup"):
-            if not getattr(self, argument) >= 0:
-                raise InputError(f"--{argument.replace('_', '-')}: expected at least 0, got {getattr(self, argument)}")
+        check_at_least(self, 0, "kd_weight", "kd_warmup")
+        if not self.loss:
+            raise InputError("--loss: expected none, or one or more losses; got nothing")
 
 
 def distill(options: DistillOptions) -> None:
@@ -90,6 +91,8 @@ def distill(options: DistillOptions) -> None:
 
 def _examples(options: DistillOptions) -> Dataset:
     if options.noisy is None:
+        if options.label_free and options.prepared is None and options.clean is None:
+            raise InputError("--label-free: nothing to learn from; give --noisy, or --clean and --noise, or --prepared")
         return labelled_examples(options)
     unlabelled = NoisySpeech(
         options.noisy, options.segment_length, options.example_count, options.seed, options.max_corrupt

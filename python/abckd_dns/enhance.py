@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .audio import list_audio, read, read_header, resample, write
+from .checkpoints import writing
 from .errors import InputError
 from .model import Denoiser
 from .networks import load_network
@@ -43,9 +44,14 @@ def denoise(options: DenoiseOptions) -> None:
             path: options.output / path.relative_to(options.input) for path in list_audio(options.input, "--input")
         }
     elif options.input.is_file():
+        if options.output.is_dir():
+            raise InputError(f"--output: expected a file, as --input is one, but {options.output} is a folder")
         files = {options.input: options.output}
     else:
         raise InputError(f"--input: {options.input} does not exist")
+    for source, target in files.items():
+        if target.exists() and target.samefile(source):
+            raise InputError(f"--output: {target} is the recording itself, which would be lost")
     how = f"{'step by step' if options.stream else 'at once'}, {_processor()}"
     for source, target in files.items():
         audio, seconds = denoise_file(network, source, target)
@@ -66,7 +72,8 @@ def denoise_file(network: nn.Module, source: Path, target: Path) -> tuple[float,
     length = noisy.shape[-1]
     enhanced = torch.nn.functional.pad(enhanced, (0, max(0, length - enhanced.shape[-1])))[:, :length]
     same_format = source.suffix.lower() == target.suffix.lower()
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     write(target, enhanced, rate, read_header(source).subtype if same_format else None)
     return length / rate, seconds
 

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .audio import list_audio, read_header, read_speech
+from .checkpoints import writing
 from .data import MixtureOptions, Mixtures
 from .enhance import best_device, enhance
-from .errors import InputError
+from .errors import InputError, check_at_least
 from .metrics import METRICS, Interval, mean_interval, paired_difference
 from .networks import CHECKPOINT_NAME, load_network
 from .stft import SAMPLE_RATE
@@ -65,13 +66,13 @@ class EvaluateOptions(MixtureOptions):
     def __post_init__(self) -> None:
         if not 0 <= self.dry < 1:
             raise InputError(f"--dry: expected at least 0 and less than 1, got {self.dry}")
-        for argument, least in (("workers", 0), ("count", 1)):
-            if getattr(self, argument) < least:
-                raise InputError(f"--{argument}: expected at least {least}, got {getattr(self, argument)}")
-        if not self.seconds > 0:
-            raise InputError(f"--seconds: expected more than 0, got {self.seconds}")
+        check_at_least(self, 0, "seed", "workers")
+        check_at_least(self, 1, "count")
+        check_at_least(self, 1 / SAMPLE_RATE, "seconds")
         if self.csv.suffix == ".md":
             raise InputError(f"--csv: {self.csv} is where the Markdown would go; choose another suffix, as .csv")
+        if self.csv.is_dir():
+            raise InputError(f"--csv: expected a file, but {self.csv} is a folder")
 
 
 def evaluate(options: EvaluateOptions) -> Scores:
@@ -85,6 +86,8 @@ def evaluate(options: EvaluateOptions) -> Scores:
     if options.dry:
         remarks.append(f"The output of every network is mixed with {options.dry:g} of the noisy input.")
 
+    with writing(options.csv):  # now, not when hours of work are done
+        options.csv.parent.mkdir(parents=True, exist_ok=True)
     scorer = _Scorer(checkpoints, examples, metrics, options.dry)
     scores: Scores = {name: {column: [] for name in metrics for column in METRICS[name].columns} for name in systems}
     for by_system in _score_all(scorer, options.workers):
@@ -95,9 +98,10 @@ def evaluate(options: EvaluateOptions) -> Scores:
     names = [examples.name(index) for index in range(len(examples))]
     report = format_report(scores, options.baseline, remarks)
     print(report)
-    write_table(options.csv, scores, options.baseline)
-    options.csv.with_suffix(".md").write_text(report + "\n")
-    write_files_csv(_files_csv(options.csv), scores, names)
+    with writing(options.csv):
+        write_table(options.csv, scores, options.baseline)
+        options.csv.with_suffix(".md").write_text(report + "\n")
+        write_files_csv(_files_csv(options.csv), scores, names)
     print(f"written: {options.csv}, {options.csv.with_suffix('.md')} and {_files_csv(options.csv)}")
     return scores
 
@@ -321,7 +325,6 @@ def _format_table(rows: dict[str, dict[str, Interval]], sign: str = "") -> str:
 def write_table(path: Path, scores: Scores, baseline: str | None) -> None:
     """One row per system and metric."""
     differences = _differences(scores, baseline) if baseline is not None else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         columns = ["mean", "low95", "high95", "defined", "undefined"]
@@ -350,5 +353,6 @@ def _files_csv(path: Path) -> Path:
 
 def _unique_names(checkpoints: tuple[str, ...]) -> list[str]:
     """The name of the run's folder or of the file; the whole checkpoint where that is not unique."""
-    short = [Path(name).parent.name if Path(name).name == CHECKPOINT_NAME else Path(name).stem for name in checkpoints]
+    paths = [Path(name).parent if Path(name).name == CHECKPOINT_NAME else Path(name) for name in checkpoints]
+    short = [path.name.removesuffix(Path(CHECKPOINT_NAME).suffix) for path in paths]
     return [name if short.count(name) == 1 else whole for name, whole in zip(short, checkpoints, strict=True)]

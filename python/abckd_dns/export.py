@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .checkpoints import write_atomically, writing
 from .enhance import streaming
 from .errors import InputError
 from .networks import load_network
@@ -45,9 +45,8 @@ def export(options: ExportOptions) -> None:
     if options.output.suffix != ".onnx":
         raise InputError(f"--output: expected a file *.onnx, got {options.output}")
     denoiser = streaming(load_network(options.checkpoint, "--checkpoint"), "--checkpoint")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = options.output.with_name(options.output.name + ".unfinished")
-    try:
+
+    def write(unfinished: Path) -> None:
         write_onnx(denoiser, unfinished)
         difference = _difference(denoiser, unfinished)
         if not difference <= TOLERANCE:
@@ -55,10 +54,11 @@ def export(options: ExportOptions) -> None:
                 f"{options.checkpoint}: onnxruntime and torch differ by {difference:.1e}, more than {TOLERANCE:.0e}; "
                 "nothing was written"
             )
-        os.replace(unfinished, options.output)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    print(f"onnxruntime and torch differ by at most {difference:.1e} (allowed: {TOLERANCE:.0e})")
+        print(f"onnxruntime and torch differ by at most {difference:.1e} (allowed: {TOLERANCE:.0e})")
+
+    with writing(options.output):
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(options.output, write)
     print(f"written: {options.output} ({options.output.stat().st_size / 2**20:.1f} MiB)")
 
 

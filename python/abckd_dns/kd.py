@@ -67,7 +67,9 @@ def parse(text: str, default_weight: float) -> Specification:
     name, inside, weight = match.groups()
     known = {entry.name for entry in table()} | {RESPONSE}
     if name not in known:
-        raise InputError(f"--loss {text}: no loss is called {name}; there are none, {', '.join(sorted(known))}")
+        raise InputError(
+            f"--loss {text}: no loss is called {name}; there are {', '.join(sorted(known))}, and, alone, none"
+        )
     try:
         weight = default_weight if weight is None else float(weight)
     except ValueError as error:

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from .audio import read_speech, resample
 from .errors import InputError
+from .sources import user_cache
 from .stft import SAMPLE_RATE
 
 _PROGRAMS = ("apt-get", "dpkg-deb")
@@ -60,8 +61,7 @@ class Collection:
     instead: str  # what a user can do without apt
 
     def cache_folder(self) -> Path:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(base, "abckd_dns", self.name)
+        return user_cache() / self.name
 
 
 def fetch(collection: Collection) -> Path:

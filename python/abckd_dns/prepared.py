@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from tqdm import tqdm
 
 from .checkpoints import write_json, writing
 from .data import MixtureOptions, Mixtures
-from .errors import InputError
+from .errors import InputError, check_at_least, check_positive
 from .stft import SAMPLE_RATE
 
 _MANIFEST_NAME = "manifest.json"
@@ -43,9 +45,9 @@ class PrepareOptions(MixtureOptions):
     """Processes that mix, besides this one."""
 
     def __post_init__(self) -> None:
-        for argument in ("count", "segment_seconds"):
-            if not getattr(self, argument) > 0:
-                raise InputError(f"--{argument.replace('_', '-')}: expected more than 0, got {getattr(self, argument)}")
+        check_positive(self, "count")
+        check_at_least(self, 0, "seed", "workers")
+        check_at_least(self, 1 / SAMPLE_RATE, "segment_seconds")
 
 
 def prepare(options: PrepareOptions) -> None:
@@ -57,19 +59,21 @@ def prepare(options: PrepareOptions) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     with writing(options.out):
         unfinished.mkdir(parents=True)
-        sides = {
-            name: np.lib.format.open_memmap(unfinished / f"{name}.npy", "w+", np.int16, (options.count, length))
-            for name in _SIDES
-        }
-        batches = DataLoader(examples, batch_size=16, num_workers=options.workers)
-        with tqdm(total=options.count, desc="prepare", unit="mixture") as progress:
+        # Written, not mapped into memory: a full disk kills a process that writes to a map.
+        with ExitStack() as stack:
+            files = {name: stack.enter_context((unfinished / f"{name}.npy").open("wb")) for name in _SIDES}
+            for file in files.values():
+                header = {"descr": "<i2", "fortran_order": False, "shape": (options.count, length)}
+                np.lib.format.write_array_header_1_0(file, header)
+            batches = DataLoader(examples, batch_size=16, num_workers=options.workers)
+            progress = stack.enter_context(tqdm(total=options.count, desc="prepare", unit="mixture"))
             for batch in batches:
-                rows = slice(progress.n, progress.n + len(batch["noisy"]))
-                for name, side in sides.items():
-                    side[rows] = (batch[name].clamp(-1, 1) * _FULL_SCALE).round().numpy().astype(np.int16)
+                for name, file in files.items():
+                    file.write((batch[name].clamp(-1, 1) * _FULL_SCALE).round().numpy().astype("<i2").tobytes())
                 progress.update(len(batch["noisy"]))
-        for side in sides.values():
-            side.flush()
+            for file in files.values():
+                file.flush()
+                os.fsync(file.fileno())
         write_json(unfinished / _MANIFEST_NAME, {"shape": [options.count, length], "options": asdict(options)})
         unfinished.rename(options.out)
 

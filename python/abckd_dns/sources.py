@@ -19,11 +19,15 @@ from typing import NamedTuple
 
 from .audio import AUDIO_SUFFIXES
 from .checkpoints import write_atomically
-from .demo_data import cache_folder
 from .errors import InputError
 
 _RACY_NS = 2 * 10**9  # clocks of file systems are coarse: what was modified just before it was listed may change unseen
 _LAYOUT_VERSION = 1
+
+
+def user_cache() -> Path:
+    """Where what can be made again is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "abckd_dns")
 
 
 class Member(NamedTuple):
@@ -107,7 +111,7 @@ def _expand(place: Path) -> list[Path]:
 
 
 def _list_folder(root: Path, argument: str) -> list[Path | Member]:
-    cache = cache_folder().parent / "listings" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()}.json"
+    cache = user_cache() / "listings" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()}.json"
     known = _read_cache(cache)
     folders, shards = {}, {}
     pending, seen = [str(root)], set()

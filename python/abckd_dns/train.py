@@ -42,7 +42,7 @@ from .checkpoints import (
     writing,
 )
 from .data import MixtureOptions, Mixtures
-from .errors import InputError
+from .errors import InputError, check_at_least, check_positive
 from .networks import CHECKPOINT_NAME, load_network, save_checkpoint
 from .objective import SpeechLoss
 from .prepared import Prepared
@@ -84,10 +84,9 @@ class TrainingOptions(MixtureOptions):
     """Precision of the networks; fp16 needs a GPU. By default that of accelerate launch, which is fp32."""
 
     def __post_init__(self) -> None:
-        positive = "steps batch_size segment_seconds lr clip log_every save_every max_skipped"
-        for argument in positive.split():
-            if not getattr(self, argument) > 0:
-                raise InputError(f"--{argument.replace('_', '-')}: expected more than 0, got {getattr(self, argument)}")
+        check_positive(self, *"steps batch_size lr clip log_every save_every max_skipped".split())
+        check_at_least(self, 0, "seed", "workers")
+        check_at_least(self, 1 / SAMPLE_RATE, "segment_seconds")
 
     @property
     def segment_length(self) -> int:
@@ -215,6 +214,7 @@ def fit(
         )
         save_checkpoint(options.out / CHECKPOINT_NAME, trained.network)
 
+    step, is_stop = first, False  # killed after its last state was saved, a run has no step left
     means = _Means()
     progress = tqdm(
         loader,
@@ -255,12 +255,13 @@ def fit(
                 with writing(options.out):
                     accelerator.log({**scalars, "lr": schedule.get_last_lr()[0], "skipped": skipped}, step=step)
             if is_save:
-                save(step)
+                # Before the state: a run that was killed in between draws it again.
                 if draw_attention is not None and attention is not None and accelerator.is_main_process:
-                    figure = draw_attention(attention)
                     with writing(options.out):
+                        figure = draw_attention(attention)
                         figure.savefig(options.out / "attention.png", dpi=150)
                         accelerator.get_tracker("tensorboard", unwrap=True).add_figure("attention", figure, step)
+                save(step)
             if is_stop:
                 break
     if step == options.steps and accelerator.is_main_process:

@@ -298,6 +298,16 @@ def test_denoise_errors(runs, tmp_path, capsys):
     assert "does not exist" in fails_with(capsys, *start, "--input", str(tmp_path / "no.wav"))
     (tmp_path / "broken.wav").write_bytes(b"x")
     assert "cannot read" in fails_with(capsys, *start, "--input", str(tmp_path / "broken.wav"))
+    recording = write_wav(tmp_path / "folder" / "noisy.wav", noise_like(0.1, 0))
+    before = recording.read_bytes()
+    network = start[:3]
+    alike = [("folder", "folder"), ("folder/noisy.wav", "folder/noisy.wav")]
+    for source, target in alike:
+        paths = "--input", str(tmp_path / source), "--output", str(tmp_path / target)
+        assert "is the recording itself, which would be lost" in fails_with(capsys, *network, *paths)
+    assert recording.read_bytes() == before
+    paths = "--input", str(recording), "--output", str(tmp_path)
+    assert "--output: expected a file, as --input is one" in fails_with(capsys, *network, *paths)
 
 
 def test_demo_on_own_folders(folders, tmp_path, capsys):

@@ -3,6 +3,8 @@
 import csv
 import math
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,6 +265,8 @@ def test_packages_that_are_missing(checkpoint, pairs, tmp_path, monkeypatch, cap
         (["--pairs", "PAIRS", "--dry", "1"], "--dry: expected at least 0 and less than 1, got 1"),
         (["--pairs", "PAIRS", "--workers", "-1"], "--workers: expected at least 0"),
         (["--pairs", "PAIRS", "--csv", "table.md"], "--csv: table.md is where the Markdown"),
+        (["--pairs", "PAIRS", "--csv", "PAIRS"], "--csv: expected a file, but .* is a folder"),
+        (["--pairs", "PAIRS", "--csv", "PAIRS/noisy/0.wav/table.csv"], "cannot write .*0.wav/table.csv: .*"),
     ],
 )
 def test_arguments_that_make_no_sense(checkpoint, pairs, arguments, message, tmp_path, monkeypatch, capsys):
@@ -273,3 +277,12 @@ def test_arguments_that_make_no_sense(checkpoint, pairs, arguments, message, tmp
     printed = re.sub(r"[\s│]+", " ", f"{stopped.value} {capsys.readouterr().err}")  # what is wrong may come in a box
     assert re.search(message, printed)
     assert not list(tmp_path.iterdir())
+
+
+def test_systems_are_named_by_the_whole_name_of_their_folder(checkpoint, pairs, tmp_path):
+    """What follows a dot in it is no suffix."""
+    shutil.copytree(Path(checkpoint).parent, tmp_path / "abc0.1")
+    options = EvaluateOptions(
+        pairs=pairs, checkpoints=(str(tmp_path / "abc0.1"),), metrics=("si-sdr",), workers=0, csv=tmp_path / "table.csv"
+    )
+    assert list(evaluate(options)) == ["noisy input", "abc0.1"]

@@ -85,6 +85,7 @@ def test_a_model_that_computes_something_else_is_not_kept(model, tmp_path, monke
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--output", "file/model.onnx"], "cannot write file/model.onnx: "),
         (["--output", "model.bin"], r"--output: expected a file \*.onnx"),
         (
             ["--output", "model.onnx", "--checkpoint", "own_networks:small"],
@@ -95,6 +96,7 @@ def test_a_model_that_computes_something_else_is_not_kept(model, tmp_path, monke
 )
 def test_what_cannot_be_exported(checkpoint, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match=message):
         main(["export", "--checkpoint", str(checkpoint), *arguments])
 

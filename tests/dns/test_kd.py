@@ -71,7 +71,7 @@ def test_specifications():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("abd", "no loss is called abd; there are none, ab, abc,"),
+        ("abd", "no loss is called abd; there are ab, abc,"),
         ("abc=much", "expected a number behind =, got 'much'"),
         ("abc=-1", "expected a weight of at least 0"),
         ("abc(scores)", "expected key=value.*'scores'"),

@@ -1,6 +1,7 @@
 """Mixtures that were made once."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -95,6 +96,18 @@ def test_half_written_folder_is_noticed(folders, prepared, tmp_path, monkeypatch
     np.save(tmp_path / "half" / "clean.npy", np.zeros((20, 100), np.int16))
     with pytest.raises(InputError, match=r"clean.npy has int16 \(20, 100\), its manifest says int16 \(20, 8000\)"):
         Prepared(tmp_path / "half", 8_000, 1, 0)
+
+
+def test_disk_that_is_too_small(folders, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # 6 of 20 mixtures
+    try:
+        with pytest.raises(SystemExit, match="cannot write .*prepared: "):
+            main(["prepare", *data_arguments(folders), "--count", "20", "--segment-seconds", "0.5"]
+                 + ["--out", str(tmp_path / "prepared")])  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "prepared").exists()
 
 
 def test_arguments_that_do_not_fit(folders, prepared, tmp_path, capsys):

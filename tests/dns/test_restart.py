@@ -84,6 +84,34 @@ def test_killed_run_ends_as_the_unbroken_one(folders, unbroken, tmp_path, capsys
     assert_same(tmp_path, unbroken)
 
 
+class Killed(BaseException):
+    """Nothing of the program runs after it."""
+
+
+def kill(*_):
+    raise Killed
+
+
+def test_run_killed_after_its_last_state_ends_as_the_unbroken_one(folders, unbroken, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(States, "remove", kill)
+        with pytest.raises(Killed):
+            main(arguments(folders, tmp_path))
+    (tmp_path / "finished.json").unlink()
+    assert states(tmp_path)[-1] == STEPS
+    main(arguments(folders, tmp_path))
+    assert_same(tmp_path, unbroken)
+    assert states(tmp_path) == []
+
+
+def test_what_a_kill_left_unfinished_is_removed_at_the_end(folders, unbroken, tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "000000007.pt.unfinished").touch()  # of a signal's state; no later one has its name
+    main(arguments(folders, tmp_path))
+    assert_same(tmp_path, unbroken)
+    assert not (tmp_path / "state").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_and_exits(folders, unbroken, tmp_path, capsys, monkeypatch, number):
     before = signal.getsignal(number)
@@ -142,12 +170,6 @@ def test_second_signal_acts_at_once(folders, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("remaining", [1000, 0])
 def test_unreadable_state_falls_back_to_the_one_before(folders, unbroken, tmp_path, monkeypatch, remaining):
-    class Killed(BaseException):
-        """Nothing of the program runs after it."""
-
-    def kill():
-        raise Killed
-
     stop_at_example(monkeypatch, 2 * 14, kill)
     with pytest.raises(Killed):
         main(arguments(folders, tmp_path))

@@ -306,6 +306,27 @@ def test_best_weights_and_systems_are_chosen_on_the_development_set(graded):
     assert chosen["label-free"] == {"teacher output": None, "abc": 0.3}
 
 
+def test_a_weight_without_a_value_is_not_chosen(graded):
+    config, results = graded
+    silent = Run("labels", "abc", 0.1, 2, 0)  # PESQ finds no utterance in its output
+    results.dev[silent]["PESQ-WB"] = np.nan
+    assert choose_finalists(config, results)["labels"]["abc"] == 0.3
+
+
+def test_report_of_a_regime_whose_baseline_has_not_run(graded):
+    config, results = graded
+    results.dev = {run: means for run, means in results.dev.items() if run.system != "no KD"}
+    report.write(config, results)
+    labels = (config.results / "tables.md").read_text().split("## labels")[1].split("## label-free")[0]
+    assert "### Minus no KD" in labels and "| abc |" in labels
+
+
+def test_shares_that_not_all_runs_have_tried(graded):
+    config, results = graded
+    del results.dry[Run("labels", "abc", 0.3, 2, 1)][0.2]
+    assert equal_loss_shares(config, results, choose_finalists(config, results))["labels", "abc"] == (0.1, 0.0)
+
+
 def test_dry_mix_goes_to_the_better_one_until_it_is_no_better(graded):
     config, results = graded
     shares = equal_loss_shares(config, results, choose_finalists(config, results))

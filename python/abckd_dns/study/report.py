@@ -152,7 +152,9 @@ def _differences(
     second: str,
     shares: tuple[float, float] = (0.0, 0.0),
 ) -> dict[str, Estimate]:
-    """By metric, over the seeds that both have; nothing if they have none in common."""
+    """By metric, over the seeds that both have; nothing if they have none in common, or one of them has not run."""
+    if not {first, second} <= weights.keys():
+        return {}
     tested = [
         {
             run.seed: run

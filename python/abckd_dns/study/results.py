@@ -176,13 +176,15 @@ def _test_file(folder: Path, run: Run | str) -> Path:
 
 
 def grid_means(config: Config, results: Results, regime: Regime, system: System) -> dict[float | None, float]:
-    """By weight: the mean of the metric that selects, over the grid's seeds; without weights that lack a seed."""
+    """By weight: the mean of the metric that selects, over the grid's seeds; without weights that lack a seed or at
+    which the metric is undefined for all utterances."""
     steps = config.grid.steps or config.student.steps
     means = {}
     for weight in config.grid.weights if system.has_grid else (None,):
         runs = [Run(regime, system.name, weight, steps, seed) for seed in config.grid.seeds]
-        if all(run in results.dev for run in runs):
-            means[weight] = float(np.mean([results.dev[run][config.evaluation.select] for run in runs]))
+        values = [results.dev[run][config.evaluation.select] for run in runs if run in results.dev]
+        if len(values) == len(runs) and np.isfinite(values).all():
+            means[weight] = float(np.mean(values))
     return means
 
 
@@ -219,8 +221,9 @@ def equal_loss_shares(config: Config, results: Results, finalists: Finalists) ->
         curves = {}
         for system, weight in weights.items():
             runs = final_seeds(config, results, regime, system, weight)
-            if runs:
-                curves[system] = {s: np.mean([results.dry[run][s] for run in runs]) for s in results.dry[runs[0]]}
+            if runs:  # the shares of an older configuration may have been others
+                tried = [share for share in results.dry[runs[0]] if all(share in results.dry[run] for run in runs)]
+                curves[system] = {share: np.mean([results.dry[run][share] for run in runs]) for share in tried}
         for system in curves:
             if system != baseline and baseline in curves:
                 own, others = curves[system], curves[baseline]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from ..train import is_finished
 from . import report
 from .config import Config, load
@@ -56,8 +56,7 @@ class StudyOptions:
     """Train nothing: make tables and plots anew from the CSV files of the results."""
 
     def __post_init__(self) -> None:
-        if self.jobs < 1:
-            raise InputError(f"--jobs: expected at least 1, got {self.jobs}")
+        check_at_least(self, 1, "jobs")
 
 
 def study(options: StudyOptions) -> None:
@@ -207,9 +206,10 @@ class _Study:
 
         When this process is asked to end, its jobs are, and they save what they have.
         """
-        # Forked from a process that has done the imports, which take longer than a small job, and no computation.
+        # Forked from a process that has done the imports, also those that are done late, and no computation: they take
+        # longer than a small job.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([work.__module__])
+        context.set_forkserver_preload([work.__module__, "torch.utils.tensorboard", "pesq"])
         waiting, running = list(reversed(jobs)), {}
         with _signals_as_exit():
             try:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
-import os
 from pathlib import Path
+
+from ..checkpoints import write_atomically, writing
 
 Row = dict[str, str]
 
 
 def write_rows(path: Path, rows: list[dict], decimals: int = 3) -> None:
     """All rows have the keys of the first; floats get `decimals`, what is not a number is left empty."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: _format(value, decimals) for key, value in row.items()})
-    os.replace(unfinished, path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: _format(value, decimals) for key, value in row.items()})
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda unfinished: unfinished.write_text(text.getvalue(), newline=""))
 
 
 def read_rows(path: Path) -> list[Row]:
