@@ -46,7 +46,7 @@ def main() -> None:
 
     with compiling() if not options.quick else contextlib.nullcontext():
         rows, failed = _measured(options)
-    if options.baseline:
+    if options.baseline and rows:
         baseline.write(rows, baseline.FILE)
     if options.check:
         failed += baseline.compare(rows, options.quick, lambda key: _again(options, rows[key]), baseline.FILE)

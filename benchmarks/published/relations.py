@@ -52,7 +52,7 @@ def rkd(student: Tensor, teacher: Tensor) -> Tensor:
 
     def distances(x):
         d = _squared_distances(x).clamp(min=1e-12).sqrt()
-        d = d * (1 - torch.eye(len(d), dtype=d.dtype))
+        d = d * (1 - torch.eye(len(d), dtype=d.dtype, device=d.device))
         return d / d[d > 0].mean()
 
     def angles(x):
@@ -69,7 +69,7 @@ def rkd(student: Tensor, teacher: Tensor) -> Tensor:
 def irg(student: Tensor, teacher: Tensor) -> Tensor:
     """SemCKD, one layer, edges."""
     d = [_squared_distances(x.flatten(1)) for x in (student, teacher)]
-    d = [x * (1 - torch.eye(len(x), dtype=x.dtype)) for x in d]
+    d = [x * (1 - torch.eye(len(x), dtype=x.dtype, device=x.device)) for x in d]
     return F.mse_loss(*(x / (x.max() + 1e-12) for x in d))
 
 
