@@ -1,4 +1,4 @@
-"""As much of torch.cuda as the benchmarks use, on the CPU: events are clocks, a replay computes a captured step again."""
+"""As much of torch.cuda as the benchmarks use, on the CPU: events are clocks, a replay computes a step again."""
 
 import contextlib
 import time

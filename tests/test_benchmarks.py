@@ -258,6 +258,8 @@ def test_growth_of_every_axis(tmp_path):
     assert list(found["axes"]) == [*growth.AXES, "teacher layers"]
     assert all(statistics.fmean(axis["milliseconds"]) > 0 for axis in found["axes"].values())
     assert growth.text(found).count("\n") == 6
+    assert found["axes"]["frames"]["bytes"][1] == 4 * found["axes"]["frames"]["bytes"][0]
+    assert found["axes"]["teacher layers"]["bytes"] == [(3 + 2) * 256, (3 + 8) * 256]
     plots.growth(found, tmp_path / "growth.svg")
     assert plots.digest(found) in (tmp_path / "growth.svg").read_text()
 
