@@ -29,8 +29,9 @@ import torch
 import abckd_kernels
 from abckd_kernels import backends
 
-from . import gpu_parts, gpu_timings
+from . import gpu_parts, gpu_timings, pages
 from .gpu_parts import ROOT, Setting
+from .subjects import able
 
 TIMINGS_SECONDS, SANITIZER_SECONDS = 420, 240
 PER_BACKEND = {  # part: its function and the seconds after which it is ended
@@ -43,12 +44,6 @@ PER_BACKEND = {  # part: its function and the seconds after which it is ended
     "racecheck": (gpu_parts.racecheck, SANITIZER_SECONDS),
 }
 FIRST, LAST = ("numerics", "repeats", "graph", "second_gpu"), ("memcheck", "racecheck")
-
-
-def able(device: str) -> list[str]:
-    """Backends that serve every op on the device, in the library's order; the reference in a dry run only."""
-    names = [name for name in backends.PREFERENCE if name != "reference" or device == "cpu"]
-    return [name for name in names if all(backends.why_not(op, name, device) is None for op in backends.ops())]
 
 
 def parts(names: list[str]) -> list[str]:
@@ -176,12 +171,7 @@ def show(name: str, report: dict) -> str:
         lines[0] += f"  {report['results']['done']} of {report['results']['checks']} checks"
     if name == "timings":
         for row in report["results"] or ():
-            lines.append(f"  {row['op']} {row['dtype']} {row['layout']} batch {row['batch']}, "
-                         f"copy {row['copy_gigabytes_per_second']:.0f} GB/s")  # fmt: skip
-            for form, times in row["milliseconds"].items():
-                cells = (f"{part} {t:.3f} ms, {row['gigabytes_per_second'][form][part]:.0f} GB/s, "
-                         f"{row['share_of_copy'][form][part]:.0%} of copy" for part, t in times.items())  # fmt: skip
-                lines.append(f"    {form:10} {'; '.join(cells)}")
+            lines += [f"  {row['op']} {row['dtype']} {row['size']} {row['layout']}", pages.rates(row)]
             lines += [f"    {form:10} {error[:200]}" for form, error in row["errors"].items()]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""The tables of benchmarks.losses, and the page that holds them, docs/losses.md."""
+"""The tables of every loss, and the page that holds them, docs/losses.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MEASURED_HEAD = """\
 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|"""  # noqa: E501 - Markdown
 HEAD = """# Losses
 
-Written by `python -m benchmarks.losses --write`. All are in `abckd_kernels.losses`, as a function and as an nn.Module; `abckd_kernels.losses.table()`
+Written by `python -m benchmarks.run --page`. All are in `abckd_kernels.losses`, as a function and as an nn.Module; `abckd_kernels.losses.table()`
 holds the same. s is the student's feature, t the teacher's, X a feature as a matrix of C or B rows, N the number of positions; every loss is a
 mean over samples, unless its docstring says otherwise. A docstring says shapes, options, and where published code does something else.
 

@@ -1,122 +1,134 @@
-"""`python -m benchmarks.run`: time of the ops beside plain PyTorch and torch.compile of it, on the CPU.
+"""`python -m benchmarks.run`: every loss and op beside its published form in plain PyTorch and torch.compile of that.
 
-All forms run in one process, interleaved, on the same inputs; the table shows medians, and ratios of medians. Results
-are checked against float64 first: a wrong one prints no time. The limit is compulsory bytes over the bandwidth that a
-plain read (forward) and a copy (backward) reach in the same process.
+All forms run in one process, interleaved, on the same inputs; every result is checked first, and a wrong one prints no
+time. benchmarks/suite.py says what is measured. On a GPU (`--device cuda`) inputs take turns so that they are not in
+the L2 cache, events measure, and the replay of a captured CUDA graph is timed beside the launched step.
+
+    python -m benchmarks.run --write             measure, keep in benchmarks/measured.json, write the pages
+    python -m benchmarks.run --page              measure nothing, write the pages of what was measured
+    python -m benchmarks.run --growth --write    time of abc over 64 times the batch, channels, frames, bands and layers
+    python -m benchmarks.run --check             compare with the ratios of benchmarks/baseline.json
+    python -m benchmarks.run --baseline          make what is measured the baseline
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+import sys
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from abckd_kernels import abc_loss, compress, tap_all
+from . import baseline, growth, pages, plots
+from .correctness import Wrong
+from .subjects import LAYOUTS, SIZES, Setup, able, subjects
+from .suite import Effort, compiling, row
 
-from . import eager
-from .measuring import STUDENT, TEACHER, limit, machine, time_step
-
-
-@dataclass(frozen=True)
-class Case:
-    """ours, plain: functions of two lists of tensors to a scalar. inputs: makes the lists; the first gets gradients."""
-
-    ours: Callable[[list[Tensor], list[Tensor]], Tensor]
-    plain: Callable[[list[Tensor], list[Tensor]], Tensor]
-    inputs: Callable[[torch.dtype], tuple[list[Tensor], list[Tensor]]]
-
-
-def _layers(*shapes: tuple[int, ...]) -> Callable[[torch.dtype], list[Tensor]]:
-    return lambda dtype: [torch.randn(shape).to(dtype) for shape in shapes]
-
-
-def _tap(features: list[Tensor], _: list[Tensor]) -> Tensor:
-    _, maps, means = tap_all(features)
-    return sum(x.sum() for x in (*maps, *means))
-
-
-CASES = {
-    "abc_loss": Case(
-        abc_loss, eager.abc_loss, lambda dtype: (_layers(*[STUDENT] * 3)(dtype), _layers(*[TEACHER] * 6)(dtype))
-    ),
-    "tap": Case(_tap, lambda x, _: eager.tap(x), lambda dtype: (_layers(*[STUDENT] * 3)(dtype), [])),
-    "compress": Case(
-        lambda s, t: compress(s, t)[0].sum(),
-        eager.compress,
-        lambda _: tuple([x.square() for x in _layers(*[(8, 200, 64)] * count)(torch.float32)] for count in (3, 6)),
-    ),
-}
-
-
-def measure(case: Case, dtype: torch.dtype, repeats: int) -> dict:
-    """Median milliseconds of forward and of forward + backward for each form, and the bandwidth limit of both."""
-    torch.manual_seed(0)
-    first, second = case.inputs(dtype)
-    first = [x.requires_grad_() for x in first]
-    _check(case, first, second)
-    forms = {"eager": case.plain, "compile": torch.compile(case.plain), "ours": case.ours}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in forms}
-    for turn in range(repeats + 3):
-        for name, form in forms.items():
-            forward, total = time_step(partial(form, first, second), first)
-            if turn >= 3:
-                times[name].append((forward, total))
-    row = {
-        name: {"forward": statistics.median(a for a, _ in steps), "total": statistics.median(b for _, b in steps)}
-        for name, steps in times.items()
-    }
-    row["limit"] = limit([*first, *second], first)
-    return row
-
-
-def _check(case: Case, first: list[Tensor], second: list[Tensor]) -> None:
-    exact = [x.detach().double().requires_grad_() for x in first]
-    case.plain(exact, [x.double() for x in second]).backward()
-    case.ours(first, second).backward()
-    tolerance = 4 * torch.finfo(first[0].dtype).eps if first[0].dtype != torch.float32 else 1e-4
-    for index, (x, expected) in enumerate(zip(first, exact, strict=True)):
-        error = (x.grad.double() - expected.grad).norm() / expected.grad.norm()
-        if not error < tolerance:
-            raise SystemExit(
-                f"the gradient of input {index} is off by {error:.1e}, allowed {tolerance:.1e}: nothing measured"
-            )
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+QUICK = Effort(repeats=10, compiled=False, backends=False, network=False, extras=False)
+QUICK_OPS = ("abc", "tap", "compress", "kl", "spectral", "sp", "hint")  # most ops, in losses that are quick to check
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--op", choices=CASES, action="append", help="which (repeatable; default: all)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], action="append", help="default: both")
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--json", help="also write the rows to this file")
-    options = parser.parse_args()
+    options = _options()
+    if options.page:
+        pages.write()
+        return
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: there is no GPU that PyTorch can use.")
+    if options.growth:
+        found = growth.measure(options.device)
+        print(growth.text(found))
+        _keep(options, {}, found)
+        return
 
-    place = machine()
-    print(", ".join(f"{name} {value}" for name, value in place.items()))
-    print(f"student 3 x {STUDENT}, teacher 6 x {TEACHER}; forward + backward, median of {options.repeats}\n")
-    print("| op | dtype | eager ms | compile ms | ours ms | eager / ours | compile / ours | ours / limit |")
-    print("|---|---|---|---|---|---|---|---|")
-    rows = []
-    for op in options.op or CASES:
+    with compiling() if not options.quick else contextlib.nullcontext():
+        rows, failed = _measured(options)
+    if options.baseline and rows:
+        baseline.write(rows, baseline.FILE)
+    if options.check:
+        failed += baseline.compare(rows, options.quick, lambda key: _again(options, rows[key]), baseline.FILE)
+    _keep(options, rows, None)
+    if failed:
+        raise SystemExit("\n".join(failed))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="%(prog)s [options]"
+    )
+    parser.add_argument("--op", choices=subjects(), action="append", metavar="NAME",
+                        help=f"which (repeatable; default: all of {', '.join(subjects())})")  # fmt: skip
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, action="append", help="repeatable; default: float32 and bfloat16")
+    parser.add_argument("--size", choices=SIZES, default="dns")
+    parser.add_argument("--layout", choices=LAYOUTS, default="contiguous")
+    parser.add_argument("--repeats", type=int, default=30, help="turns at most (%(default)s)")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--plot", type=Path, help="draw the rows, or the growth, into this file")
+    parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK_OPS)}; without torch.compile; a minute")
+    parser.add_argument("--check", action="store_true", help="exit status 1 where slower than the baseline")
+    parser.add_argument("--baseline", action="store_true", help="keep the ratios as the baseline")
+    parser.add_argument("--write", action="store_true", help="keep the rows, and write the pages")
+    parser.add_argument("--page", action="store_true", help="only write the pages")
+    parser.add_argument("--growth", action="store_true", help="measure growth instead")
+    options = parser.parse_args()
+    if options.write and options.quick:
+        parser.error("--quick leaves out what --write keeps")
+    if options.repeats < 2:
+        parser.error("--repeats: expected at least 2")
+    return options
+
+
+def _measured(options: argparse.Namespace) -> tuple[dict[str, dict], list[str]]:
+    """Rows by key, and what failed."""
+    rows, failed = {}, []
+    effort = QUICK if options.quick else Effort(options.repeats)
+    print(pages.SPEED_HEAD, flush=True)
+    for name in options.op or (QUICK_OPS if options.quick else subjects()):
         for dtype in options.dtype or ("float32", "bfloat16"):
-            if op == "compress" and dtype != "float32":
-                continue  # maps are float32 whatever the features are
-            times = measure(CASES[op], getattr(torch, dtype), options.repeats)
-            plain, compiled, ours, limit = (times[name]["total"] for name in ("eager", "compile", "ours", "limit"))
-            print(
-                f"| {op} | {dtype} | {plain:.2f} | {compiled:.2f} | {ours:.2f} "
-                f"| {plain / ours:.1f} | {compiled / ours:.2f} | {ours / limit:.2f} |",
-                flush=True,
-            )
-            rows.append({"op": op, "dtype": dtype, "milliseconds": times, **place})
+            setup = Setup(getattr(torch, dtype), options.size, options.layout, options.device)
+            if reason := subjects()[name].why_not(setup):
+                print(f"{name}, {dtype}: {reason}", file=sys.stderr)
+                continue
+            try:
+                found = row(subjects()[name], setup, effort)
+            except Exception as error:
+                if not isinstance(error, Wrong | RuntimeError | ValueError):
+                    raise
+                failed.append(f"{name}, {setup}: {error}")
+                print(failed[-1], file=sys.stderr)
+                continue
+            rows[f"{name}, {setup}"] = found
+            print(pages.speed_row(found), flush=True)
+            if options.device == "cuda":
+                print(pages.rates(found), flush=True)
+            for form, error in found["errors"].items():
+                print(f"{name}, {dtype}: {form}: {error}", file=sys.stderr)
+                if form in able(options.device):
+                    failed.append(f"{name}, {setup}: {form}: {error}")
+            if options.write:
+                pages.keep({f"{name}, {setup}": found})
+    if rows:
+        print("\n" + pages.place(next(iter(rows.values()))["machine"]))
+    return rows, failed
+
+
+def _again(options: argparse.Namespace, before: dict) -> dict:
+    setup = Setup(getattr(torch, before["dtype"]), before["size"], before["layout"], before["device"])
+    return row(subjects()[before["op"]], setup, QUICK if options.quick else Effort(options.repeats))
+
+
+def _keep(options: argparse.Namespace, rows: dict[str, dict], grown: dict | None) -> None:
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump(rows, file, indent=1)
+        options.json.write_text(json.dumps(grown or rows, indent=1) + "\n")
+    if options.plot:
+        plots.growth(grown, options.plot) if grown else plots.speed(list(rows.values()), options.plot)
+    if options.write:
+        pages.keep({}, grown)
+        pages.write()
 
 
 if __name__ == "__main__":

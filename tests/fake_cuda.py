@@ -1,4 +1,4 @@
-"""As much of torch.cuda as gpu_check uses, on the CPU: events are clocks, a replay computes a captured step again."""
+"""As much of torch.cuda as the benchmarks use, on the CPU: events are clocks, a replay computes a step again."""
 
 import contextlib
 import time
@@ -60,7 +60,9 @@ def install(monkeypatch, gpu_parts) -> SimpleNamespace:
         "stream": lambda stream: contextlib.nullcontext(),
         "current_stream": Stream,
         "synchronize": lambda: None,
-        "empty_cache": lambda: None,
+        "reset_peak_memory_stats": lambda: None,
+        "memory_allocated": lambda: 0,
+        "max_memory_allocated": lambda: 0,
         "mem_get_info": lambda: (2**34, 2**34),
         "device_count": lambda: 1,
         "get_device_properties": lambda index: PROPERTIES,

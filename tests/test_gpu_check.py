@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from abckd_kernels import backends, use_backend
-from benchmarks import gpu_check, gpu_numerics, gpu_parts, gpu_timings
+from benchmarks import correctness, gpu_check, gpu_numerics, gpu_parts, gpu_timings
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -107,21 +107,22 @@ def test_timings(setting, monkeypatch):
     recorded = []
     setting.record = lambda rows: recorded.append(len(rows))
     rows = gpu_timings.timings(setting)
-    assert recorded == [1, 2, 3] and {row["op"] for row in rows} == {"abc_loss", "tap"}
+    assert recorded == [1, 2, 3] and {row["op"] for row in rows} == {"abc", "tap"}
     for row in rows:
-        assert not row["errors"] and set(row["milliseconds"]) == {"eager", "compile", NATIVE}
-        forward, total = (row["milliseconds"][NATIVE][part] for part in ("forward", "total"))
-        assert 0 < forward < total
-        assert row["gigabytes_per_second"][NATIVE]["total"] == pytest.approx(row["bytes"]["total"] / total / 1e6)
-        assert NATIVE in gpu_check.show("timings", {"status": "passed", "seconds": 1, "message": "", "results": rows})
+        assert not row["errors"] and set(row["milliseconds"]) >= {"eager", "compile", "ours"}
+        shown = gpu_check.show("timings", {"status": "passed", "seconds": 1, "message": "", "results": rows})
+        rate = row["compulsory_megabytes"] / row["milliseconds"]["ours"]["total"]
+        assert f"{rate:.0f} GB/s" in shown and f"{rate / row['bandwidth']['copy']:.0%} of copy" in shown
 
 
 def test_timings_of_a_wrong_gradient_fail(setting, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    works = [work for work in gpu_timings._works(quick=False) if work.op == "compress"]
-    wrong = gpu_timings.Work(**(vars(works[0]) | {"ours": lambda s, t: works[0].ours(s, t) * 1.01}))
-    monkeypatch.setattr(gpu_timings, "_works", lambda quick: [wrong])
-    with pytest.raises(AssertionError, match="gradient of input 0 is off"):
+    def wrong(subject, setup, effort):
+        if subject.name == "tap":
+            raise correctness.Wrong("the gradient is off by 1")
+        return {"errors": {NATIVE: "planted"} if setup.dtype == torch.bfloat16 else {}}
+
+    monkeypatch.setattr(gpu_timings, "row", wrong)
+    with pytest.raises(AssertionError, match=f"abc, bfloat16.*{NATIVE}: planted; tap, float32.*the gradient is off"):
         gpu_timings.timings(setting)
 
 
@@ -183,21 +184,6 @@ def test_a_part_whose_process_dies_is_recorded(setting, monkeypatch, tmp_path, s
 
 
 # ---------------------------------------------------------------------------------------------- stand-ins for a GPU
-
-
-def test_timings_by_events(setting, stand_in, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr(gpu_timings, "_works", lambda quick, works=gpu_timings._works: works(quick)[2:3])
-    (row,) = gpu_timings.timings(setting)
-    assert not row["errors"] and row["milliseconds"][NATIVE]["forward"] > 0
-    assert row["smallest_input_over_L2"] >= 4 and row["batch"] > gpu_timings.EXACT_SAMPLES
-
-
-def test_too_little_memory_makes_the_batch_smaller(setting, stand_in, monkeypatch):
-    work = gpu_timings._works(quick=True)[0]
-    wanted = gpu_timings._batch(work, setting)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 2**31))
-    assert gpu_timings.EXACT_SAMPLES <= gpu_timings._batch(work, setting) < wanted
 
 
 def test_graph(setting, stand_in):

@@ -12,7 +12,7 @@ from torch import nn
 
 from . import abc, afd, attention, hints, relations, response, semckd
 
-MEASURED = Path(__file__).with_name("measured.json")  # written by python -m benchmarks.losses --write
+MEASURED = Path(__file__).with_name("measured.json")  # written by python -m benchmarks.run --page
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Entry:
     formula      in one line.
     paper        authors, venue and year.
     reproduces   which published code, by which option.
-    measured     traffic, time, memory and errors beside the published form, and the machine (benchmarks/losses.py says
+    measured     traffic, time, memory and errors beside the published form, and the machine (benchmarks/suite.py says
                  what each number means); None: nobody has.
     """
 

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from abckd_kernels.losses import AFDLoss, SemCKDLoss
+from abckd_kernels.losses import AFDLoss, ATLoss, SemCKDLoss
 
-from ..measuring import STUDENT, TEACHER
-from . import Case
+from . import Case, layers
 
 
 def _attention_map(x: Tensor) -> Tensor:
@@ -105,12 +104,25 @@ class SemCKD(nn.Module):
         return loss / (len(student[0]) * len(student))
 
 
-SHORT_STUDENT, SHORT_TEACHER = ((*shape[:2], 50, shape[3]) for shape in (STUDENT, TEACHER))
+def _channels(*groups: list[Tensor]) -> list[list[int]]:
+    return [[x.shape[1] for x in features] for features in groups]
+
+
+def _afd(student: list[Tensor], teacher: list[Tensor]) -> AFDLoss:
+    return AFDLoss(*_channels(student, teacher))
+
+
+def _short(student, teacher):
+    return [(*student[:2], 50, student[3])], [(*teacher[:2], 50, teacher[3])] * 2
+
+
 CASES = {
-    "at": Case(at, convention={"distance": "mean"}),
-    "afd": Case(lambda: AFD([32] * 3, [64] * 6), [STUDENT] * 3, [TEACHER] * 6,
-                ours=lambda: AFDLoss([32] * 3, [64] * 6), convention=None, note="3 student and 6 teacher layers"),
-    "semckd": Case(lambda: SemCKD([32], [64, 64], 8), [SHORT_STUDENT], [SHORT_TEACHER] * 2,
-                   ours=lambda: SemCKDLoss([32], [64, 64], 2, regressor="convolutions", batch_size=8), convention=None,
+    "at": Case(at, convention={"distance": "mean"}, tapped=lambda student, teacher: ATLoss()),
+    "afd": Case(lambda student, teacher: AFD(*_channels(student, teacher)), layers(3, 6), ours=_afd, tapped=_afd,
+                convention=None, note="3 student and 6 teacher layers"),
+    "semckd": Case(lambda student, teacher: SemCKD(*_channels(student, teacher), len(student[0])), _short,
+                   ours=lambda student, teacher: SemCKDLoss(*_channels(student, teacher), len(student[0]) // 4,
+                                                            regressor="convolutions", batch_size=len(student[0])),
+                   convention=None,
                    note="1 student and 2 teacher layers of 50 frames, both with the published regressors"),
 }  # fmt: skip

@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from abckd_kernels.losses import hints
 
-from ..measuring import TEACHER
 from . import Case
 
 
@@ -132,13 +131,21 @@ class SRD(nn.Module):
         return srd(self.student_norm(self.projector(student)), self.teacher_norm(teacher))
 
 
-CHANNELS = (32, 64)
+def _between(form: type[nn.Module]):
+    """Makes the form for the channels of student and teacher."""
+    return lambda student, teacher: form(student.shape[1], teacher.shape[1])
+
+
+def _equal(student, teacher):
+    return teacher, teacher
+
+
 CASES = {
-    "hint": Case(hint, TEACHER, note="of equal channels"),
-    "review": Case(review, TEACHER, convention={"fit": "frames"}, note="of equal channels"),
-    "ab": Case(lambda: AB(*CHANNELS), ours=lambda: hints.ABLoss(*CHANNELS), convention=None),
-    "ofd": Case(lambda: OFD(*CHANNELS), ours=lambda: hints.OFDLoss(*CHANNELS), convention=None),
-    "vid": Case(lambda: VID(*CHANNELS), ours=lambda: hints.VIDLoss(*CHANNELS), convention=None),
-    "pad": Case(lambda: PAD(*CHANNELS), ours=lambda: hints.PADLoss(*CHANNELS), convention=None),
-    "srd": Case(lambda: SRD(*CHANNELS), ours=lambda: hints.SRDLoss(*CHANNELS), convention=None),
+    "hint": Case(hint, _equal, note="of equal channels"),
+    "review": Case(review, _equal, convention={"fit": "frames"}, note="of equal channels"),
+    "ab": Case(_between(AB), ours=_between(hints.ABLoss), convention=None),
+    "ofd": Case(_between(OFD), ours=_between(hints.OFDLoss), convention=None),
+    "vid": Case(_between(VID), ours=_between(hints.VIDLoss), convention=None),
+    "pad": Case(_between(PAD), ours=_between(hints.PADLoss), convention=None),
+    "srd": Case(_between(SRD), ours=_between(hints.SRDLoss), convention=None),
 }

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..measuring import TEACHER
 from . import Case
 
 
@@ -53,7 +52,7 @@ def rkd(student: Tensor, teacher: Tensor) -> Tensor:
 
     def distances(x):
         d = _squared_distances(x).clamp(min=1e-12).sqrt()
-        d = d * (1 - torch.eye(len(d), dtype=d.dtype))
+        d = d * (1 - torch.eye(len(d), dtype=d.dtype, device=d.device))
         return d / d[d > 0].mean()
 
     def angles(x):
@@ -70,7 +69,7 @@ def rkd(student: Tensor, teacher: Tensor) -> Tensor:
 def irg(student: Tensor, teacher: Tensor) -> Tensor:
     """SemCKD, one layer, edges."""
     d = [_squared_distances(x.flatten(1)) for x in (student, teacher)]
-    d = [x * (1 - torch.eye(len(x), dtype=x.dtype)) for x in d]
+    d = [x * (1 - torch.eye(len(x), dtype=x.dtype, device=x.device)) for x in d]
     return F.mse_loss(*(x / (x.max() + 1e-12) for x in d))
 
 
@@ -145,21 +144,32 @@ def gram(student: Tensor, teacher: Tensor) -> Tensor:
     return (r[0] - r[1]).pow(2).sum(2).mean()
 
 
+def _frame_similarity_per_frame(student: Tensor, teacher: Tensor) -> Tensor:
+    """Divided by the number of frames, as ours is, where the published form divides by that of samples."""
+    return frame_similarity(student, teacher) * (student.shape[0] / student.shape[2])
+
+
+def _of_50_frames(student, teacher):
+    return ([(*student[:2], 50, student[3])] * 2,) * 2
+
+
+def _alone(student, teacher):
+    return (1, *student[1:]), (1, *teacher[1:])
+
+
 PUBLISHED = {"convention": "published"}
-SMALL = (8, 32, 50, 64)
 CASES = {
     "pkt": Case(pkt, convention=PUBLISHED),
     "hkd": Case(hkd, convention=PUBLISHED | {"eps": 0.0}),
     "rkd": Case(rkd, convention=PUBLISHED),
     "cc": Case(cc, convention={"normalize": False, "squared": False}),
-    "nst": Case(nst, (1, 32, 200, 64), (1, 64, 200, 64),
-                note="batch 1: the published form has temporaries of 1.6 GB at 8"),
-    "fsp": Case(fsp, [SMALL, SMALL], [SMALL, SMALL], convention={"distance": "mean"},
+    "nst": Case(nst, _alone, note="batch 1: the published form has temporaries of 1.6 GB at 8"),
+    "fsp": Case(fsp, _of_50_frames, convention={"distance": "mean"},
                 note="two layers of 50 frames: the published form takes 0.4 GB per temporary at 200"),
-    "ickd": Case(ickd, TEACHER, TEACHER, convention={"reduction": "batch_squared"}, note="equal channels"),
-    "affinity": Case(affinity, (2, 4, 10, 32), (2, 4, 10, 32),
+    "ickd": Case(ickd, lambda student, teacher: (teacher, teacher), convention={"reduction": "batch_squared"},
+                 note="equal channels"),
+    "affinity": Case(affinity, lambda student, teacher: ((2, 4, 10, 32),) * 2,
                      note="a map of 10 x 32: the published form has a matrix of the squared number of positions"),
     "time_similarity": Case(time_similarity, convention={"norm_eps": 1e-6, "eps": 0.0}),
-    "frame_similarity": Case(frame_similarity,
-                             convention={"norm_eps": 1e-6, "eps": 0.0, "weights": [TEACHER[2] / TEACHER[0]]}),
+    "frame_similarity": Case(_frame_similarity_per_frame, convention={"norm_eps": 1e-6, "eps": 0.0}),
 }  # fmt: skip

@@ -57,7 +57,7 @@ def dispatch(
 
 
 CASES = {
-    "spectral": Case(spectral),
+    "spectral": Case(spectral, half=False),
     "si_snr": Case(si_snr),
     "dispatch": Case(
         dispatch,

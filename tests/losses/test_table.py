@@ -2,7 +2,6 @@
 
 import importlib
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,7 @@ from parity import HERE, KINDS, accounted, index
 
 from abckd_kernels import losses
 from abckd_kernels.losses.table import MEASURED
-from benchmarks import losses as benchmark
-from benchmarks import losses_page, published
+from benchmarks import correctness, losses_page, published, subjects
 
 LOSSES = []
 ENTRIES = losses.table()
@@ -33,7 +31,9 @@ def test_every_public_loss_has_an_entry():
 
 @each
 def test_entry_says_all_there_is_to_say(entry):
-    assert all((entry.name, entry.module, entry.op, entry.formula, entry.paper)) and entry.inputs in published.LARGE
+    assert (
+        all((entry.name, entry.module, entry.op, entry.formula, entry.paper)) and entry.inputs in subjects.SIZES["dns"]
+    )
     for text in (entry.learned, entry.formula, entry.paper, entry.reproduces):
         assert "\n" not in text
 
@@ -52,30 +52,20 @@ def test_every_entry_is_tested(entry):
 @each
 def test_every_entry_has_a_published_form_and_was_measured(entry):
     assert published.case(entry.name), f"benchmarks/published has no {entry.name}"
-    assert entry.measured, f"measure it: python -m benchmarks.losses --loss {entry.name} --write"
-
-
-def halved(shape):
-    """Half of the batch and of the frames or bins, a quarter of the bands."""
-    if isinstance(shape, list):
-        return [halved(one) for one in shape]
-    channels = 1 if len(shape) == 4 else 2
-    return tuple(max(size // n, 1) for size, n in zip(shape, (2, channels, 2, 4), strict=False))
+    assert entry.measured, f"measure it: python -m benchmarks.run --op {entry.name} --write"
 
 
 @each
 def test_ours_is_the_published_form_by_its_options(entry):
-    """What benchmarks.losses checks before it measures, at a smaller size."""
-    found = published.case(entry.name)
-    if found is None or found.ours is not None or found.convention is None:
+    """What benchmarks.run checks before it measures, at a smaller size."""
+    found = subjects.subjects()[entry.name]
+    if found.case.ours is not None or found.case.convention is None:
         pytest.skip("no options of ours make the published form")
-    student, teacher = (given or size for given, size in zip((found.student, found.teacher),
-                                                             published.LARGE[entry.inputs], strict=True))  # fmt: skip
-    benchmark.check(entry, replace(found, student=halved(student), teacher=halved(teacher)))
+    correctness.check(found, subjects.Setup(size="tiny"))
 
 
 def test_the_page_is_what_the_table_says():
-    assert losses_page.PAGE.read_text() == losses_page.page(ENTRIES), "run python -m benchmarks.losses --page"
+    assert losses_page.PAGE.read_text() == losses_page.page(ENTRIES), "run python -m benchmarks.run --page"
 
 
 def test_measured_numbers_are_part_of_the_package():

@@ -1,0 +1,88 @@
+"""The committed ratios of ours to eager, to torch.compile and to the limit, and the comparison with them.
+
+Times differ between machines and hours, ratios of interleaved forms differ little. A ratio fails where it exceeds the
+baseline's by more than a floor and, up to as much again, twice the noise of both (the distance of the quartiles over
+the median), three times in a row. The quick form looks at the ratio to eager alone, with a floor wide enough for a
+machine that does other things too, and for another machine than the baseline's a wider one still.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+FILE = Path(__file__).with_name("baseline.json")
+FLOOR, QUICK_FLOOR, ELSEWHERE_FLOOR = 0.10, 1.0, 2.0
+ATTEMPTS = 3
+
+
+def ratios(row: dict) -> dict[str, dict[str, float]]:
+    """What a baseline keeps of a row."""
+    return {
+        name: {"ratio": round(x["median"], 4), "noise": round((x["high"] - x["low"]) / x["median"], 3)}
+        for name, x in row["ratios"].items()
+    }
+
+
+def write(rows: dict[str, dict], file: Path) -> None:
+    """Keep the ratios of these rows; those of others stay, unless another machine measured them."""
+    machine = next(iter(rows.values()))["machine"]
+    kept = json.loads(file.read_text()) if file.exists() else {"machine": None, "ratios": {}}
+    before = kept["ratios"] if kept["machine"] == machine else {}
+    found = before | {key: before.get(key, {}) | ratios(row) for key, row in rows.items()}
+    file.write_text(json.dumps({"machine": machine, "ratios": found}, indent=1) + "\n")
+
+
+def compare(
+    rows: dict[str, dict], quick: bool, again: Callable[[str], dict], file: Path, say: Callable = print
+) -> list[str]:
+    """What is slower than the baseline, a sentence each. again: measures the row of a key anew.
+
+    Raises SystemExit where nothing can be compared.
+    """
+    kept = json.loads(file.read_text())
+    here = next(iter(rows.values()))["machine"] if rows else None
+    same = _where(here) == _where(kept["machine"])
+    if not same and not quick:
+        raise SystemExit(f"{file.name} is of {_where(kept['machine'])}, this is {_where(here)}: nothing compared")
+    floor = FLOOR if not quick else QUICK_FLOOR if same else ELSEWHERE_FLOOR
+    known = [key for key in rows if key in kept["ratios"]]
+    if not known:
+        raise SystemExit(f"{file.name} has none of {', '.join(rows) or 'the rows'}: nothing compared")
+    for key in rows:
+        if key not in known:
+            say(f"{key}: not in {file.name}")
+    failed, compared = [], 0
+    for key in known:
+        row = rows[key]
+        for attempt in range(ATTEMPTS):
+            slower = _slower(row, kept["ratios"][key], floor, ("eager",) if quick else ("eager", "compile", "limit"))
+            if not slower:
+                break
+            if attempt + 1 < ATTEMPTS:
+                say(f"{key}: {'; '.join(slower)}: measured again")
+                row = again(key)
+        compared += 1
+        failed += [f"{key}: {sentence}" for sentence in slower]
+    say(f"{compared} rows compared with {file.name}, {len(failed)} ratios beyond it")
+    return failed
+
+
+def _slower(row: dict, kept: dict, floor: float, names: tuple[str, ...]) -> list[str]:
+    found, sentences = ratios(row), []
+    for name in names:
+        if name not in kept or name not in found:
+            continue
+        noise = 2 * (kept[name]["noise"] + found[name]["noise"])
+        allowed = kept[name]["ratio"] * (1 + floor + min(noise, floor))
+        if found[name]["ratio"] > allowed:
+            sentences.append(
+                f"ours / {name} is {found[name]['ratio']:.3f}, was {kept[name]['ratio']:.3f}, allowed {allowed:.3f}"
+            )
+    return sentences
+
+
+def _where(machine: dict | None) -> dict:
+    """What must agree for ratios to agree."""
+    return {name: (machine or {}).get(name) for name in ("gpu", "cpu", "threads", "instruction set")}

@@ -1,0 +1,167 @@
+"""What is written from measurements: tables of README.md and docs/, plots, and what the library keeps of a loss.
+
+benchmarks/measured.json holds every row that `python -m benchmarks.run --write` measured. All else is derived from it:
+the blocks between `<!-- measured: NAME -->` and `<!-- end -->` in README.md and docs/performance.md, docs/*.svg,
+abckd_kernels/losses/measured.json and, from that, docs/losses.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from abckd_kernels.losses.table import MEASURED as OF_LOSSES
+from abckd_kernels.losses.table import table
+
+from . import growth, losses_page, plots
+
+ROOT = Path(__file__).parents[1]
+MEASURED = Path(__file__).with_name("measured.json")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+SPEED_PICTURE, GROWTH_PICTURE = (ROOT / "docs" / name for name in ("speed.svg", "growth.svg"))
+FORMS = ("eager", "compile", "ours")
+OF_README = ("abc", "tap", "compress")
+USUAL = {"size": "dns", "layout": "contiguous", "device": "cpu"}
+OF_A_LOSS = ("dtype", "student", "teacher", "note", "milliseconds", "limit", "traffic", "compulsory_megabytes",
+             "memory_megabytes", "feature_megabytes", "error", "machine")  # fmt: skip
+SPEED_HEAD = """\
+| op | dtype | eager ms | compile ms | ours ms | spread | eager / ours | compile / ours | ours / limit | compile s |
+|---|---|---|---|---|---|---|---|---|---|"""
+NETWORK_HEAD = """\
+| loss | dtype | eager ms | compile ms | ours ms | compile / ours | share eager | share compile | share ours | peak eager | peak compile | peak ours | held eager | held compile | held ours |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"""  # noqa: E501 - Markdown
+NOTHING = "Not measured yet.\n"
+BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def keep(rows: dict[str, dict], grown: dict | None = None) -> None:
+    """Add rows, by key, and growth to what was measured."""
+    kept = measured()
+    kept["rows"] |= {key: rounded(row) for key, row in rows.items()}
+    if grown is not None:
+        kept["growth"] = rounded(grown)
+    MEASURED.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def measured() -> dict:
+    """{"rows": by key, "growth": what growth.measure gave, or None}."""
+    return json.loads(MEASURED.read_text()) if MEASURED.exists() else {"rows": {}, "growth": None}
+
+
+def write() -> None:
+    """Write all that is derived."""
+    kept = measured()
+    OF_LOSSES.write_text(json.dumps({"losses": of_losses(kept["rows"])}, indent=1) + "\n")
+    table.cache_clear()
+    losses_page.PAGE.write_text(losses_page.page(table()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text(), blocks(kept)))
+    for file, (shown, draw) in pictures(kept).items():
+        draw(shown, file)
+
+
+def of_losses(rows: dict[str, dict]) -> dict[str, dict]:
+    """What the library keeps of each loss: the float32 row of the usual size; where there is none, what it has."""
+    kept = json.loads(OF_LOSSES.read_text())["losses"]
+    for row in _usual(rows):
+        if row["dtype"] == "float32" and all(form in row["milliseconds"] for form in FORMS):
+            found = {name: row[name] for name in OF_A_LOSS}
+            for name in ("milliseconds", "memory_megabytes"):
+                found[name] = {form: row[name][form] for form in FORMS}
+            kept[row["op"]] = found
+    return {entry.name: kept[entry.name] for entry in table() if entry.name in kept}
+
+
+def pictures(kept: dict) -> dict[Path, tuple]:
+    """File to (what it shows, how it is drawn), of what was measured."""
+    rows = [row for row in _usual(kept["rows"]) if row["dtype"] == "float32"]
+    found = {SPEED_PICTURE: (rows, plots.speed), GROWTH_PICTURE: (kept["growth"], plots.growth)}
+    return {file: shown for file, shown in found.items() if shown[0]}
+
+
+def filled(text: str, contents: dict[str, str]) -> str:
+    """The page with each block anew. Raises KeyError for a block that does not exist."""
+    return BLOCK.sub(lambda found: f"{found[1]}{contents[found[2]]}{found[3]}", text)
+
+
+def blocks(kept: dict) -> dict[str, str]:
+    """Contents of the blocks, by name."""
+    rows, grown = kept["rows"], kept["growth"]
+    drawn = {file: f"![{file.stem}]({file.name})\n\n" for file in pictures(kept)}
+    return {
+        "readme": _tables([row for row in _usual(rows) if row["op"] in OF_README], SPEED_HEAD, speed_row),
+        "speed": drawn.get(SPEED_PICTURE, "") + _tables(list(rows.values()), SPEED_HEAD, speed_row),
+        "network": _tables([row for row in rows.values() if row["network"]], NETWORK_HEAD, network_row),
+        "growth": drawn[GROWTH_PICTURE] + f"{place(grown['machine'])}\n\n{growth.text(grown)}\n" if grown else NOTHING,
+    }
+
+
+def speed_row(row: dict) -> str:
+    """A line under SPEED_HEAD: forward + backward. spread: the quartiles of ours around its median."""
+    times, limit = {form: x["total"] for form, x in row["milliseconds"].items()}, row["limit"]["total"]
+    low, high = row["quartiles"]["ours"]["total"]
+    ours = times["ours"]
+    cells = [row["op"], row["dtype"], *(_number(times.get(form), ".2f") for form in FORMS)]
+    cells += [f"-{(ours - low) / ours:.0%} +{(high - ours) / ours:.0%}"]
+    cells += [_number(times[form] / ours if form in times else None, ".2f") for form in ("eager", "compile")]
+    return _line([*cells, f"{ours / limit:.2f}", _number(row["compile_seconds"], ".1f")])
+
+
+def network_row(row: dict) -> str:
+    """A line under NETWORK_HEAD: milliseconds of the loss in a step, its share of STEP, MB beyond the step without."""
+    found = row["network"]
+    times = {form: x["median"] for form, x in found["loss_milliseconds"].items()}
+    cells = [row["op"], row["dtype"], *(_number(times.get(form), ".2f") for form in FORMS)]
+    cells.append(_number(times["compile"] / times["ours"] if "compile" in times else None, ".2f"))
+    cells += [_number(found["share"].get(form), ".1%") for form in FORMS]
+    cells += [_number(found[what].get(form), ".1f") for what in ("peak_megabytes", "held_megabytes") for form in FORMS]
+    return _line(cells)
+
+
+def rates(row: dict) -> str:
+    """Lines about a row on a GPU: milliseconds launched and replayed, GB/s and share of the bandwidth of a copy."""
+    copy, lines = row["bandwidth"]["copy"], [f"  copy {row['bandwidth']['copy']:.0f} GB/s"]
+    sizes = {"forward": row["forward_megabytes"], "total": row["compulsory_megabytes"]}
+    for how in ("milliseconds", "graph"):
+        for form, times in row.get(how, {}).items():
+            parts = (f"{part} {t:.3f} ms, {sizes[part] / t:.0f} GB/s, {sizes[part] / t / copy:.0%} of copy"
+                     for part, t in times.items())  # fmt: skip
+            lines.append(f"  {form:10} {'launched' if how == 'milliseconds' else 'replayed'}: {'; '.join(parts)}")
+    return "\n".join(lines)
+
+
+def place(machine: dict) -> str:
+    """The sentence about the machine."""
+    return f"Machine: {', '.join(f'{name} {value}' for name, value in machine.items())}."
+
+
+def rounded(x):
+    """Three digits of numbers that a measurement gave."""
+    if isinstance(x, dict):
+        return {key: rounded(value) for key, value in x.items()}
+    if isinstance(x, list):
+        return [rounded(value) for value in x]
+    return float(f"{x:.3g}") if isinstance(x, float) else x
+
+
+def _usual(rows: dict[str, dict]) -> list[dict]:
+    return [row for row in rows.values() if all(row[name] == value for name, value in USUAL.items())]
+
+
+def _tables(rows: list[dict], head: str, line) -> str:
+    """A table for each machine, size and layout."""
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        what = f"Size {row['size']}, {row['layout']}, device {row['device']}. {place(row['machine'])}"
+        groups.setdefault(what, []).append(row)
+    parts = ["\n".join([what, "", head, *map(line, found), ""]) for what, found in groups.items()]
+    return "\n".join(parts) or NOTHING
+
+
+def _number(x: float | None, form: str) -> str:
+    return "-" if x is None else f"{x:{form}}"
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
