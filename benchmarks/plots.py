@@ -21,6 +21,7 @@ def digest(shown) -> str:
 def speed(rows: list[dict], file: Path) -> None:
     """Forward + backward of every row over the limit of memory bandwidth, medians and quartiles."""
     pyplot = _pyplot()
+    shown = rows
     rows = [row for row in rows if row["op"] != OPS[1].name]  # maps, which fit into the cache: no limit of memory
     figure, axes = pyplot.subplots(figsize=(8, 1 + 0.28 * len(rows)), layout="constrained")
     for form, marker in FORMS.items():
@@ -37,7 +38,7 @@ def speed(rows: list[dict], file: Path) -> None:
     axes.set_xlabel("forward + backward, times the limit of memory bandwidth")
     axes.grid(axis="x", linewidth=0.3)
     axes.legend()
-    _save(figure, file, rows)
+    _save(figure, file, shown)
 
 
 def growth(found: dict, file: Path) -> None:

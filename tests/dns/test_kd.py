@@ -76,7 +76,7 @@ def test_specifications():
         ("abc=-1", "expected a weight of at least 0"),
         ("abc(scores)", "expected key=value.*'scores'"),
         ("abc(dim=4", "expected NAME"),
-        ("abc(bands=3)", "abc has no option bands; its options: dim, grid,"),
+        ("abc(bands=3)", "abc has no option bands; its options: detach_queries, dim, grid,"),
         ("abc(scores=best)", "scores: expected one of 'learned'"),
         ("spectral(layers=[encoder.0])", "spectral has no option layers"),
         ("response(power=2)", "response has no option power"),

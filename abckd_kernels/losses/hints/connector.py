@@ -43,20 +43,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _of_weight(grad: Tensor, x: Tensor) -> Tensor:
     if is_channels_last(grad):
         return grad.movedim(1, -1).flatten(0, -2).T @ x.movedim(1, -1).flatten(0, -2)
-    return _products_of_rows(grad.flatten(2), x.flatten(2))
-
-
-def _products_of_rows(x: Tensor, y: Tensor) -> Tensor:
-    """Sum over the batch of x (B, C, N) times the transpose of y (B, D, N): (C, D).
-
-    A single sample is cut along N: the threads share the products of a batch, and none of a small result.
-    """
-    if len(x) == 1 and x.shape[2] % _SLICES == 0:
-        x, y = (a[0].unflatten(1, (_SLICES, -1)).transpose(0, 1) for a in (x, y))
-    return torch.bmm(x, y.transpose(1, 2)).sum(0)
-
-
-_SLICES = 8  # whatever the number of threads, so that results don't depend on it
+    return torch.bmm(grad.flatten(2), x.flatten(2).transpose(1, 2)).sum(0)
 
 
 def _of_bias(grad: Tensor) -> Tensor:
@@ -234,7 +221,7 @@ class _Moments(torch.autograd.Function):
         covariance = 0
         for part, inside in _chunks(x.shape[1], x, valid):
             centred = _rows(part - mean[:, None], inside)
-            covariance = covariance + _products_of_rows(centred, centred) / divisor
+            covariance = covariance + torch.bmm(centred, centred.transpose(1, 2)).sum(0) / divisor
         return mean, covariance
 
     @staticmethod
