@@ -5,6 +5,7 @@ Both classes have the same methods, so that what is measured does not ask where 
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 
@@ -134,6 +135,17 @@ class Gpu:
 
 
 DEVICES = {"cpu": Cpu, "cuda": Gpu}
+
+
+def median_milliseconds(device: type[Cpu] | type[Gpu], work: Callable[[], object], turns: int, warm_up: int) -> float:
+    """Of work(), after so many that don't count."""
+    marks = []
+    for _ in range(warm_up + turns):
+        start = device.mark()
+        work()
+        marks.append((start, device.mark()))
+    device.wait()
+    return statistics.median(device.milliseconds(*pair) for pair in marks[warm_up:])
 
 
 def _seconds(work: Callable[[], object]) -> float:

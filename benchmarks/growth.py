@@ -7,7 +7,7 @@ which reads as faster than linear growth.
 
 from __future__ import annotations
 
-import statistics
+from functools import partial
 
 import numpy
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from abckd_kernels import abc_loss
 
-from .devices import DEVICES
+from .devices import DEVICES, median_milliseconds
 from .measuring import machine
 
 START = (8, 32, 100, 128)  # of the student's only layer, (B, C, T, F); the teacher's has twice the channels
@@ -54,16 +54,10 @@ def _grown(axis: int | None, device: str, start: tuple[int, ...], factors: tuple
         student = torch.randn(shape, device=device, requires_grad=True)
         layers = factor if axis is None else 1
         teachers = [torch.randn(shape[0], 2 * shape[1], *shape[2:], device=device) for _ in range(layers)]
-        medians.append(_milliseconds([student], teachers, DEVICES[device]))
+        medians.append(median_milliseconds(DEVICES[device], partial(_step, [student], teachers), TURNS, warm_up=2))
         moved.append(3 * student.nbytes + sum(x.nbytes for x in teachers))
     return {"milliseconds": medians, "bytes": moved, "exponent": exponent(moved, medians)}
 
 
-def _milliseconds(student: list[Tensor], teachers: list[Tensor], device) -> float:
-    marks = []
-    for _ in range(TURNS + 2):
-        start = device.mark()
-        torch.autograd.grad(abc_loss(student, teachers), student)
-        marks.append((start, device.mark()))
-    device.wait()
-    return statistics.median(device.milliseconds(*pair) for pair in marks[2:])
+def _step(student: list[Tensor], teachers: list[Tensor]) -> None:
+    torch.autograd.grad(abc_loss(student, teachers), student)

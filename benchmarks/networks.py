@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from abckd_kernels import Distiller
 
-from .devices import DEVICES
+from .devices import DEVICES, median_milliseconds
 from .subjects import SIZES, Inputs, Setup, Subject, as_list, parameters
 
 LAYERS = (3, 6)
@@ -90,14 +90,7 @@ def step_milliseconds(setup: Setup) -> float:
             teacher(inputs[1])
         torch.autograd.grad(students(inputs[0]).square().mean(), list(students.parameters()))
 
-    step()
-    marks = []
-    for _ in range(REPEATS):
-        start = device.mark()
-        step()
-        marks.append((start, device.mark()))
-    device.wait()
-    return sorted(device.milliseconds(*pair) for pair in marks)[REPEATS // 2]
+    return median_milliseconds(device, step, turns=REPEATS, warm_up=1)
 
 
 def _convolutions(shape: tuple[int, ...], count: int, setup: Setup) -> nn.Sequential:

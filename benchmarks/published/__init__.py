@@ -51,6 +51,11 @@ def layers(student: int, teacher: int) -> Callable[[Shape, Shape], tuple[Shapes,
     return lambda s, t: ([s] * student, [t] * teacher)
 
 
+def channels(*groups: list[Tensor]) -> list[list[int]]:
+    """Channels of the features of each group."""
+    return [[x.shape[1] for x in features] for features in groups]
+
+
 def case(name: str) -> Case | None:
     """The case of a loss or op, None where there is none."""
     for module in pkgutil.iter_modules(__path__):

@@ -8,17 +8,13 @@ from torch import Tensor
 
 from abckd_kernels.losses import ABCLoss
 
-from . import Case, layers
+from . import Case, channels, layers
 
 
 def abc(student_features: list[Tensor], teacher_features: list[Tensor], temperature: float = 0.1) -> Tensor:
     """For features of equal spatial size, parameter-free."""
-    student, teacher = (
-        torch.stack([F.normalize(x.pow(2).mean(1).flatten(1), dim=1) for x in features], 1)
-        for features in (student_features, teacher_features)
-    )
-    attention = (student @ teacher.transpose(1, 2) / temperature).softmax(-1)
-    return (student - attention @ teacher).square().sum(-1).mean()
+    maps = ([x.pow(2).mean(1) for x in features] for features in (student_features, teacher_features))
+    return _squares(*maps, temperature).sum(-1).mean()
 
 
 def tap(features: list[Tensor], _: list[Tensor]) -> Tensor:
@@ -28,15 +24,20 @@ def tap(features: list[Tensor], _: list[Tensor]) -> Tensor:
 
 def compress(student_maps: list[Tensor], teacher_maps: list[Tensor]) -> Tensor:
     """Sum of the distances for maps of one size."""
+    return _squares(student_maps, teacher_maps, 0.1).sum()
+
+
+def _squares(student_maps: list[Tensor], teacher_maps: list[Tensor], temperature: float) -> Tensor:
+    """Squared differences (B, n, positions) of normalised maps from their compression."""
     student, teacher = (
         torch.stack([F.normalize(x.flatten(1), dim=1) for x in maps], 1) for maps in (student_maps, teacher_maps)
     )
-    attention = (student @ teacher.transpose(1, 2) / 0.1).softmax(-1)
-    return (student - attention @ teacher).square().sum()
+    attention = (student @ teacher.transpose(1, 2) / temperature).softmax(-1)
+    return (student - attention @ teacher).square()
 
 
 def _tapped(student: list[Tensor], teacher: list[Tensor]) -> ABCLoss:
-    return ABCLoss(*([x.shape[1] for x in features] for features in (student, teacher)), scores="similarity")
+    return ABCLoss(*channels(student, teacher), scores="similarity")
 
 
 def _maps(student, teacher):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from abckd_kernels.losses import AFDLoss, ATLoss, SemCKDLoss
 
-from . import Case, layers
+from . import Case, channels, layers
 
 
 def _attention_map(x: Tensor) -> Tensor:
@@ -104,12 +104,8 @@ class SemCKD(nn.Module):
         return loss / (len(student[0]) * len(student))
 
 
-def _channels(*groups: list[Tensor]) -> list[list[int]]:
-    return [[x.shape[1] for x in features] for features in groups]
-
-
 def _afd(student: list[Tensor], teacher: list[Tensor]) -> AFDLoss:
-    return AFDLoss(*_channels(student, teacher))
+    return AFDLoss(*channels(student, teacher))
 
 
 def _short(student, teacher):
@@ -118,10 +114,10 @@ def _short(student, teacher):
 
 CASES = {
     "at": Case(at, convention={"distance": "mean"}, tapped=lambda student, teacher: ATLoss()),
-    "afd": Case(lambda student, teacher: AFD(*_channels(student, teacher)), layers(3, 6), ours=_afd, tapped=_afd,
+    "afd": Case(lambda student, teacher: AFD(*channels(student, teacher)), layers(3, 6), ours=_afd, tapped=_afd,
                 convention=None, note="3 student and 6 teacher layers"),
-    "semckd": Case(lambda student, teacher: SemCKD(*_channels(student, teacher), len(student[0])), _short,
-                   ours=lambda student, teacher: SemCKDLoss(*_channels(student, teacher), len(student[0]) // 4,
+    "semckd": Case(lambda student, teacher: SemCKD(*channels(student, teacher), len(student[0])), _short,
+                   ours=lambda student, teacher: SemCKDLoss(*channels(student, teacher), len(student[0]) // 4,
                                                             regressor="convolutions", batch_size=len(student[0])),
                    convention=None,
                    note="1 student and 2 teacher layers of 50 frames, both with the published regressors"),

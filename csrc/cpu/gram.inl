@@ -5,7 +5,6 @@
 // Accumulation: float over a block's columns (double for f64), double over blocks.
 namespace abckd::cpu::ABCKD_ISA {
 
-
 inline int64_t gram_columns(const GramArguments& a) { return a.outer * a.inner; }
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }

@@ -43,6 +43,12 @@ def writing(path: Path) -> Iterator[None]:
         raise InputError(f"cannot write {path}: {error}; what was saved before is whole") from error
 
 
+def make_parent(path: Path) -> None:
+    """The folder of a file that will be written. Raises InputError."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """`write(unfinished)`, then that file becomes `path`: after a crash `path` is the old file or the new one."""
     unfinished = path.with_name(path.name + ".unfinished")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .audio import list_audio, read, read_header, resample, write
-from .checkpoints import writing
+from .checkpoints import make_parent
 from .errors import InputError
 from .model import Denoiser
 from .networks import load_network
@@ -72,8 +72,7 @@ def denoise_file(network: nn.Module, source: Path, target: Path) -> tuple[float,
     length = noisy.shape[-1]
     enhanced = torch.nn.functional.pad(enhanced, (0, max(0, length - enhanced.shape[-1])))[:, :length]
     same_format = source.suffix.lower() == target.suffix.lower()
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(target)
     write(target, enhanced, rate, read_header(source).subtype if same_format else None)
     return length / rate, seconds
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .audio import list_audio, read_header, read_speech
-from .checkpoints import writing
+from .checkpoints import make_parent, writing
 from .data import MixtureOptions, Mixtures
 from .enhance import best_device, enhance
 from .errors import InputError, check_at_least
@@ -80,15 +79,14 @@ def evaluate(options: EvaluateOptions) -> Scores:
     systems = (UNPROCESSED, *checkpoints)
     if options.baseline is not None and options.baseline not in systems:
         raise InputError(f"--baseline: {options.baseline!r} is not one of {', '.join(map(repr, systems))}")
-    _load_networks(checkpoints)  # an error now, not from a worker process
+    networks = _load_networks(checkpoints)  # an error now, not from a worker process
     examples = _examples(options)
     metrics, remarks = _choose_metrics(options.metrics, has_clean=options.noisy is None)
     if options.dry:
         remarks.append(f"The output of every network is mixed with {options.dry:g} of the noisy input.")
 
-    with writing(options.csv):  # now, not when hours of work are done
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-    scorer = _Scorer(checkpoints, examples, metrics, options.dry)
+    make_parent(options.csv)  # now, not when hours of work are done
+    scorer = _Scorer(checkpoints, networks, examples, metrics, options.dry)
     scores: Scores = {name: {column: [] for name in metrics for column in METRICS[name].columns} for name in systems}
     for by_system in _score_all(scorer, options.workers):
         for system, values in by_system.items():
@@ -233,13 +231,24 @@ class _Scorer(Dataset):
     """
 
     def __init__(
-        self, checkpoints: dict[str, str], examples: Recordings | Mixtures, metrics: list[str], dry: float
+        self,
+        checkpoints: dict[str, str],
+        networks: dict[str, nn.Module],
+        examples: Recordings | Mixtures,
+        metrics: list[str],
+        dry: float,
     ) -> None:
         self.checkpoints, self.examples, self.metrics, self.dry = checkpoints, examples, metrics, dry
+        self._networks: dict[str, nn.Module] | None = networks
 
-    @functools.cached_property
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_networks": None}
+
+    @property
     def networks(self) -> dict[str, nn.Module]:
-        return _load_networks(self.checkpoints)
+        if self._networks is None:
+            self._networks = _load_networks(self.checkpoints)
+        return self._networks
 
     def __len__(self) -> int:
         return len(self.examples)

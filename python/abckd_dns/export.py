@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import write_atomically, writing
+from .checkpoints import make_parent, write_atomically
 from .enhance import streaming
 from .errors import InputError
 from .networks import load_network
@@ -56,8 +56,7 @@ def export(options: ExportOptions) -> None:
             )
         print(f"onnxruntime and torch differ by at most {difference:.1e} (allowed: {TOLERANCE:.0e})")
 
-    with writing(options.output):
-        options.output.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(options.output)
     write_atomically(options.output, write)
     print(f"written: {options.output} ({options.output.stat().st_size / 2**20:.1f} MiB)")
 

@@ -7,7 +7,7 @@ import io
 import math
 from pathlib import Path
 
-from ..checkpoints import write_atomically, writing
+from ..checkpoints import make_parent, write_atomically
 
 Row = dict[str, str]
 
@@ -19,8 +19,7 @@ def write_rows(path: Path, rows: list[dict], decimals: int = 3) -> None:
     writer.writeheader()
     for row in rows:
         writer.writerow({key: _format(value, decimals) for key, value in row.items()})
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(path)
     write_atomically(path, lambda unfinished: unfinished.write_text(text.getvalue(), newline=""))
 
 
