@@ -20,10 +20,55 @@ struct Compress {
     return result;
   }
 
-  static void add_scaled(A* y, A scale, const A* x, int64_t size) {
-    int64_t i = 0;
-    for (; i + kLanes <= size; i += kLanes) store(y + i, load(y + i) + load(x + i) * scale);
-    for (; i < size; ++i) y[i] += x[i] * scale;
+  // Calls work<4>(first), work<2>(first) and work<1>(first) until all of [0, count) has had its turn: a value that several layers
+  // need is then loaded once for four of them.
+  template <typename Work>
+  static void by_fours(int64_t count, const Work& work) {
+    int64_t first = 0;
+    for (; first + 4 <= count; first += 4) work(std::integral_constant<int, 4>{}, first);
+    for (; first + 2 <= count; first += 2) work(std::integral_constant<int, 2>{}, first);
+    for (; first < count; ++first) work(std::integral_constant<int, 1>{}, first);
+  }
+
+  // take(j, <x, map(j)>) for every j in [0, count).
+  template <typename MapOf, typename Take>
+  static void dots(const A* x, int64_t size, int64_t count, const MapOf& map_of, const Take& take) {
+    by_fours(count, [&](auto width, int64_t first) {
+      constexpr int kWidth = width;
+      const A* maps[kWidth];
+      for (int k = 0; k < kWidth; ++k) maps[k] = map_of(first + k);
+      V total[kWidth] = {};
+      int64_t i = 0;
+      for (; i + kLanes <= size; i += kLanes) {
+        const V value = load(x + i);
+        for (int k = 0; k < kWidth; ++k) total[k] += value * load(maps[k] + i);
+      }
+      for (int k = 0; k < kWidth; ++k) {
+        double result = double(sum<A>(total[k]));
+        for (int64_t rest = i; rest < size; ++rest) result += double(x[rest]) * double(maps[k][rest]);
+        take(first + k, result);
+      }
+    });
+  }
+
+  // y += the sum of scale(j) * map(j) over j in [0, count).
+  template <typename MapOf, typename ScaleOf>
+  static void add_scaled(A* y, int64_t size, int64_t count, const MapOf& map_of, const ScaleOf& scale_of) {
+    by_fours(count, [&](auto width, int64_t first) {
+      constexpr int kWidth = width;
+      const A* maps[kWidth];
+      A scales[kWidth];
+      for (int k = 0; k < kWidth; ++k) maps[k] = map_of(first + k), scales[k] = scale_of(first + k);
+      int64_t i = 0;
+      for (; i + kLanes <= size; i += kLanes) {
+        V value = load(y + i);
+        for (int k = 0; k < kWidth; ++k) value += load(maps[k] + i) * scales[k];
+        store(y + i, value);
+      }
+      for (; i < size; ++i) {
+        for (int k = 0; k < kWidth; ++k) y[i] += maps[k][i] * scales[k];
+      }
+    });
   }
 
   // The normalised maps of one sample, [layer][group][value]; a group is what is normalised by itself: the map or a frame.
@@ -95,53 +140,63 @@ struct Compress {
     }
   }
 
+  // What a student layer learns from: the teacher layers that its attention does not leave out.
+  struct Mixture {
+    int64_t student, count;
+    std::unique_ptr<int64_t[]> teachers;
+    const double *attention, *score_grads;  // of every teacher layer
+  };
+
   static void one_student(const CompressArguments& a, const Sample& sample, int64_t b, int64_t i) {
     const int64_t m = a.teachers, pair = (b * a.students + i) * m;
     std::unique_ptr<double[]> memory(new double[4 * m]);
     double *products = memory.get(), *attention = products + m, *attention_grads = attention + m,
            *score_grads = attention_grads + m;
-    for (int64_t j = 0; j < m; ++j) {
-      if (a.scores != nullptr) {
-        products[j] = double(static_cast<const A*>(a.scores)[pair + j]);
-        continue;
-      }
-      double total = 0;
-      for (int64_t g = 0; g < sample.groups; ++g) {
-        total += dot(sample.map(i, g), sample.map(a.students + j, g), sample.group_size) *
-                 double(sample.inverse_norm(i, g)) * double(sample.inverse_norm(a.students + j, g));
-      }
-      products[j] = total * sample.inverse_groups / a.temperature;
+    for (int64_t j = 0; j < m; ++j) products[j] = a.scores == nullptr ? 0.0 : double(static_cast<const A*>(a.scores)[pair + j]);
+    if (a.scores == nullptr) {
+      for_each_tile(sample, [&](int64_t g, int64_t begin, int64_t size) {
+        const double scale = double(sample.inverse_norm(i, g)) * sample.inverse_groups / a.temperature;
+        dots(sample.map(i, g) + begin, size, m, [&](int64_t j) { return sample.map(a.students + j, g) + begin; },
+             [&](int64_t j, double dot) { products[j] += dot * scale * double(sample.inverse_norm(a.students + j, g)); });
+      });
     }
     softmax(products, a.mask == nullptr ? nullptr : a.mask + i * m, m, attention);
     for (int64_t j = 0; j < m; ++j) static_cast<A*>(a.attention)[pair + j] = A(attention[j]);
+    Mixture mixture{i, 0, std::unique_ptr<int64_t[]>(new int64_t[m]), attention, score_grads};
+    for (int64_t j = 0; j < m; ++j) {
+      if (attention[j] != 0) mixture.teachers[mixture.count++] = j;
+    }
 
     double distance = 0;
     for (int64_t j = 0; j < m; ++j) attention_grads[j] = 0;
+    const bool gradients = a.attention_grads != nullptr;
+    const int64_t cells = a.grid_frames * a.grid_bands;
+    A* const result = gradients ? static_cast<A*>(a.map_grads) + (b * a.students + i) * cells : nullptr;
     for_each_tile(sample, [&](int64_t g, int64_t begin, int64_t size) {
-      alignas(64) A error[kTile];
-      error_of(a, sample, i, attention, g, begin, size, error);
+      alignas(64) A tile[kTile];
+      A* const error = gradients ? result + g * sample.group_size + begin : tile;  // map_grads needs it again
+      error_of(a, sample, mixture, g, begin, size, error);
       distance += dot(error, error, size);
-      if (a.attention_grads == nullptr) return;
-      for (int64_t j = 0; j < m; ++j) {
-        const int64_t layer = a.students + j;
-        attention_grads[j] -= 2 * dot(error, sample.map(layer, g) + begin, size) * double(sample.inverse_norm(layer, g));
-      }
+      if (!gradients) return;
+      dots(error, size, m, [&](int64_t j) { return sample.map(a.students + j, g) + begin; }, [&](int64_t j, double dot) {
+        attention_grads[j] -= 2 * dot * double(sample.inverse_norm(a.students + j, g));
+      });
     });
     static_cast<A*>(a.distances)[b * a.students + i] = A(distance * sample.inverse_groups);
-    if (a.attention_grads == nullptr) return;
+    if (!gradients) return;
 
     double mean_grad = 0;
     for (int64_t j = 0; j < m; ++j) {
       attention_grads[j] *= sample.inverse_groups;
       static_cast<A*>(a.attention_grads)[pair + j] = A(attention_grads[j]);
-      mean_grad += attention[j] * attention_grads[j];
+      if (attention[j] != 0) mean_grad += attention[j] * attention_grads[j];
     }
     for (int64_t j = 0; j < m; ++j) {
       score_grads[j] = a.scores != nullptr
           ? 0.0
           : attention[j] * (attention_grads[j] - mean_grad) * sample.inverse_groups / a.temperature;
     }
-    map_grads(a, sample, b, i, attention, score_grads);
+    map_grads(a, sample, mixture, result);
   }
 
   static void softmax(const double* scores, const bool* allowed, int64_t m, double* result) {
@@ -166,47 +221,43 @@ struct Compress {
   }
 
   // error = a_i - sum_j alpha_j a_j of a tile.
-  static void error_of(const CompressArguments& a, const Sample& sample, int64_t i, const double* attention, int64_t g,
-                       int64_t begin, int64_t size, A* error) {
-    std::fill_n(error, size, A(0));
-    add_scaled(error, sample.inverse_norm(i, g), sample.map(i, g) + begin, size);
-    for (int64_t j = 0; j < a.teachers; ++j) {
-      const int64_t layer = a.students + j;
-      if (attention[j] == 0) continue;
-      add_scaled(error, A(-attention[j]) * sample.inverse_norm(layer, g), sample.map(layer, g) + begin, size);
-    }
+  static void error_of(const CompressArguments& a, const Sample& sample, const Mixture& of, int64_t g, int64_t begin,
+                       int64_t size, A* error) {
+    const A *const own = sample.map(of.student, g) + begin, inverse = sample.inverse_norm(of.student, g);
+    for (int64_t p = 0; p < size; ++p) error[p] = own[p] * inverse;
+    add_teachers(a, sample, of, g, begin, size, error, [&](int64_t j) { return A(-of.attention[j]); });
   }
 
-  // d distance_i / d A_i: through a_i itself, through the similarities, and back through the normalisation.
-  static void map_grads(const CompressArguments& a, const Sample& sample, int64_t b, int64_t i, const double* attention,
-                        const double* score_grads) {
+  // y += the sum of scale(j) a_j of a tile.
+  template <typename ScaleOf>
+  static void add_teachers(const CompressArguments& a, const Sample& sample, const Mixture& of, int64_t g, int64_t begin,
+                           int64_t size, A* y, const ScaleOf& scale_of) {
+    const auto layer = [&](int64_t k) { return a.students + of.teachers[k]; };
+    add_scaled(y, size, of.count, [&](int64_t k) { return sample.map(layer(k), g) + begin; },
+               [&](int64_t k) { return scale_of(of.teachers[k]) * sample.inverse_norm(layer(k), g); });
+  }
+
+  // d distance_i / d A_i: through a_i itself, through the similarities, and back through the normalisation. Where it is written
+  // lies the error of each value.
+  static void map_grads(const CompressArguments& a, const Sample& sample, const Mixture& of, A* result) {
     const int64_t cells = a.grid_frames * a.grid_bands;
-    A* const result = static_cast<A*>(a.map_grads) + (b * a.students + i) * cells;
-    const A error_scale = A(2 * sample.inverse_groups);
+    const double error_scale = 2 * sample.inverse_groups;
     for (int64_t g = 0; g < sample.groups; ++g) {
       A* const grad = result + g * sample.group_size;
-      const A* const map = sample.map(i, g);
-      const A inverse = sample.inverse_norm(i, g);
+      const A* const map = sample.map(of.student, g);
+      const A inverse = sample.inverse_norm(of.student, g);
       double radial = 0;
       for (int64_t begin = 0; begin < sample.group_size; begin += kTile) {
         const int64_t size = std::min(kTile, sample.group_size - begin);
-        alignas(64) A error[kTile];
-        error_of(a, sample, i, attention, g, begin, size, error);
-        std::fill_n(grad + begin, size, A(0));
-        add_scaled(grad + begin, error_scale, error, size);
-        for (int64_t j = 0; a.scores == nullptr && j < a.teachers; ++j) {
-          const int64_t layer = a.students + j;
-          add_scaled(grad + begin, A(score_grads[j]) * sample.inverse_norm(layer, g), sample.map(layer, g) + begin, size);
+        if (a.scores == nullptr) {
+          add_teachers(a, sample, of, g, begin, size, grad + begin,
+                       [&](int64_t j) { return A(of.score_grads[j] / error_scale); });
         }
         radial += dot(grad + begin, map + begin, size) * double(inverse);
       }
       // Below eps the norm is a constant, and its derivative zero.
-      const A along = inverse >= A(1 / kEps) ? A(0) : A(radial) * inverse;
-      int64_t p = 0;
-      for (; p + kLanes <= sample.group_size; p += kLanes) {
-        store(grad + p, (load(grad + p) - load(map + p) * along) * inverse);
-      }
-      for (; p < sample.group_size; ++p) grad[p] = (grad[p] - map[p] * along) * inverse;
+      const A along = inverse >= A(1 / kEps) ? A(0) : A(radial) * inverse, scale = A(error_scale) * inverse;
+      for (int64_t p = 0; p < sample.group_size; ++p) grad[p] = (grad[p] - map[p] * along) * scale;
     }
     const int64_t written = sample.groups * sample.group_size;
     std::fill(result + written, result + cells, A(0));

@@ -1,17 +1,20 @@
 // tap on a CPU. A task owns one block of positions of one sample and walks through its channels: the energies of the block
-// stay in L1 while the feature streams by, so that memory carries each feature once (forward), or feature, gradient and
-// result once (backward). Channel sums: each task writes its own partial sums, added in a fixed order afterwards.
+// stay in the cache while the feature streams by, so that memory carries each feature once (forward), or feature, gradient
+// and result once (backward). Channel sums: each task writes its own partial sums, added in a fixed order afterwards.
+// On [b, c, p] a channel is a run of a few pages, at whose end the processor's own prefetching stops and waits for memory
+// again: while one channel is read, the same positions of the next are asked for.
 // Accumulation: float over the channels of a position and the positions of a lane, double over blocks; double for f64.
 namespace abckd::cpu::ABCKD_ISA {
 
-constexpr int64_t kMaxBlock = 4096;            // positions of a task; on [b, c, p] 16 KB runs per channel
+constexpr int64_t kMaxBlock = 8192;            // positions of a task on [b, c, p]
 constexpr int64_t kRowBlockElements = 65536;   // elements of a task on [b, p, c]
 
 inline int64_t positions(const TapLayer& layer) { return layer.frames * layer.bands; }
 
 inline int64_t block_size(const TapLayer& layer) {
-  if (!layer.channels_last) return kMaxBlock;
-  return std::min(kMaxBlock, std::max<int64_t>(16, kRowBlockElements / layer.channels));
+  if (layer.channels_last) return std::min(kMaxBlock, std::max<int64_t>(16, kRowBlockElements / layer.channels));
+  const int64_t count = (positions(layer) + kMaxBlock - 1) / kMaxBlock;  // blocks of equal size: no short runs at the end
+  return (positions(layer) + 64 * count - 1) / (64 * count) * 64;
 }
 
 inline int64_t blocks(const TapLayer& layer) { return (positions(layer) + block_size(layer) - 1) / block_size(layer); }
@@ -102,17 +105,21 @@ struct Tap {
   // Four channels at a time: the block's energies are read and written once for four reads of the feature.
   template <bool kMeans>
   static void forward_planes(const TapLayer& layer, const E* x, int64_t begin, int64_t end, A* map, A* sums) {
-    alignas(64) A energies[kMaxBlock + kLanes] = {};
+    alignas(64) A energies[kMaxBlock + kLanes];
     const int64_t size = positions(layer), channels = layer.channels, count = end - begin;
+    std::fill_n(energies, count + kLanes, A(0));
     int64_t c = 0;
-    for (; c + 4 <= channels; c += 4) add_planes<4, kMeans>(x + c * size + begin, size, count, energies, sums + c);
-    for (; c < channels; ++c) add_planes<1, kMeans>(x + c * size + begin, size, count, energies, sums + c);
+    for (; c + 4 <= channels; c += 4) {
+      const int64_t ahead = c + 8 <= channels ? 4 * size : 0;
+      add_planes<4, kMeans>(x + c * size + begin, size, count, ahead, energies, sums + c);
+    }
+    for (; c < channels; ++c) add_planes<1, kMeans>(x + c * size + begin, size, count, 0, energies, sums + c);
     const A scale = A(1) / A(channels);
     for (int64_t p = 0; p < count; ++p) map[begin + p] = energies[p] * scale;
   }
 
   template <int kPlanes, bool kMeans>
-  static void add_planes(const E* x, int64_t size, int64_t count, A* energies, A* sums) {
+  static void add_planes(const E* x, int64_t size, int64_t count, int64_t ahead, A* energies, A* sums) {
     V plane_sums[kPlanes] = {};
     const auto add = [&](V* value, int64_t p) {
       V energy_sum = load(energies + p);
@@ -125,7 +132,10 @@ struct Tap {
     V value[kPlanes];
     int64_t p = 0;
     for (; p + kLanes <= count; p += kLanes) {
-      for (int k = 0; k < kPlanes; ++k) value[k] = S::read(x + k * size + p);
+      for (int k = 0; k < kPlanes; ++k) {
+        prefetch(x + k * size + p, ahead, p);
+        value[k] = S::read(x + k * size + p);
+      }
       add(value, p);
     }
     if (p < count) {
@@ -135,6 +145,11 @@ struct Tap {
     if (kMeans) {
       for (int k = 0; k < kPlanes; ++k) sums[k] = sum<A>(plane_sums[k]);
     }
+  }
+
+  // Asks for the cache line `ahead` elements behind `x`, once per line; 0: for none.
+  static void prefetch(const E* x, int64_t ahead, int64_t p) {
+    if (ahead != 0 && p % int64_t(kCacheLine / sizeof(E)) == 0) __builtin_prefetch(x + ahead, 0, 2);
   }
 
   template <bool kMeans>
@@ -201,18 +216,18 @@ struct Tap {
       for (int64_t p = at.begin; p < at.end; ++p) {
         const int64_t row = p * shape.channels;
         const V map_grad = V{} + map_grads[p - at.begin];
-        run<kGrad, kStream>(x + row, kGrad ? grad + row : nullptr, result + row, shape.channels, p < valid_end,
+        run<kGrad, kStream>(x + row, kGrad ? grad + row : nullptr, result + row, shape.channels, 0, p < valid_end,
                             [&](int64_t) { return map_grad; }, [&](int64_t c) { return load(shifts.get() + c); });
       }
       return;
     }
     for (int64_t c = 0; c < shape.channels; ++c) {
-      const int64_t plane = c * positions(shape);
+      const int64_t plane = c * positions(shape), ahead = c + 1 < shape.channels ? positions(shape) : 0;
       const V shift = V{} + (mean_grads == nullptr ? A(0) : mean_grads[c] * mean_scale);
       for (const bool valid : {true, false}) {
         const int64_t begin = valid ? at.begin : valid_end, end = valid ? valid_end : at.end;
         run<kGrad, kStream>(x + plane + begin, kGrad ? grad + plane + begin : nullptr, result + plane + begin, end - begin,
-                            valid, [&](int64_t p) { return load(map_grads + (begin - at.begin) + p); },
+                            ahead, valid, [&](int64_t p) { return load(map_grads + (begin - at.begin) + p); },
                             [&](int64_t) { return shift; });
       }
     }
@@ -220,8 +235,8 @@ struct Tap {
 
   // `count` neighbouring elements: result = grad + half_slope(x) * map_grad + shift, or grad alone where they don't count.
   template <bool kGrad, bool kStream, typename MapGradAt, typename ShiftAt>
-  static void run(const E* x, const E* grad, E* result, int64_t count, bool valid, const MapGradAt& map_grad_at,
-                  const ShiftAt& shift_at) {
+  static void run(const E* x, const E* grad, E* result, int64_t count, int64_t ahead, bool valid,
+                  const MapGradAt& map_grad_at, const ShiftAt& shift_at) {
     const auto value = [&](V at_x, V at_grad, int64_t i) {
       const V own = valid ? half_slope(at_x) * map_grad_at(i) + shift_at(i) : V{};
       return kGrad ? at_grad + own : own;
@@ -237,6 +252,8 @@ struct Tap {
       if (head > 0) some(0, i = std::min(head, count));
     }
     for (; i + kLanes <= count; i += kLanes) {
+      prefetch(x + i, ahead, i);
+      if (kGrad) prefetch(grad + i, ahead, i);
       const V fresh = value(S::read(x + i), kGrad ? S::read(grad + i) : V{}, i);
       kStream ? stream<S>(result + i, fresh) : S::write(result + i, fresh);
     }

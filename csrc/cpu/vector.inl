@@ -149,6 +149,7 @@ struct Storage<Dtype::f16> : HalfStorage {
 #endif
 };
 
+constexpr int64_t kCacheLine = 64;                // bytes
 constexpr int64_t kStreamBytes = int64_t{4} << 20;  // results larger than this are worth stream()
 
 // Writes past the caches: a gradient larger than they are would be read from memory first, only to be overwritten.

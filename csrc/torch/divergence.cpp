@@ -59,7 +59,7 @@ Tensor divergence_backward(const DivergenceLaunchers& launchers, const Tensor& v
   check_device("saved", saved, student.device());
   TORCH_CHECK_TYPE(saved.scalar_type() == wide, "saved: expected ", wide, ", got ", saved.scalar_type());
   const Tensor s = student.contiguous(), t = teacher.contiguous(), kept = saved.contiguous();
-  const Tensor grads = value_grads.to(wide).contiguous(), result = at::empty(s.sizes(), s.options());
+  const Tensor grads = value_grads.to(wide).contiguous(), result = empty_as(s);
   if (rows > 0) {
     launchers.backward({describe(s, t, kind, beta, temperature), grads.const_data_ptr(), kept.const_data_ptr(),
                         result.mutable_data_ptr()});

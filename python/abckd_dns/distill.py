@@ -111,6 +111,7 @@ class Distillation(nn.Module):
         self, student: nn.Module, teacher: nn.Module, losses: Sequence[Loss], label_free: bool, warm_up: int = 0
     ) -> None:
         super().__init__()
+        teacher.to(memory_format=torch.channels_last)  # its pass is a third faster on a CPU; a student's step is not
         on_features = [loss for loss in losses if loss.student_layers]
         self._on_outputs = [loss for loss in losses if not loss.student_layers]
         if label_free:  # the target is the response already
