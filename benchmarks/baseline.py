@@ -84,4 +84,4 @@ def _slower(row: dict, kept: dict, floor: float, names: tuple[str, ...]) -> list
 
 def _where(machine: dict | None) -> dict:
     """What must agree for ratios to agree."""
-    return {name: (machine or {}).get(name) for name in ("gpu", "cpu", "threads", "instruction set")}
+    return {name: (machine or {}).get(name) for name in ("gpu", "cpu", "threads", "instruction set", "malloc")}

@@ -1,7 +1,8 @@
-"""What results belong to, and the bytes that PyTorch's operators move."""
+"""What results belong to, how memory is handed out, and the bytes that PyTorch's operators move."""
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
@@ -14,6 +15,22 @@ from torch.utils._pytree import tree_leaves
 import abckd_kernels
 from abckd_kernels.backends import extension
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_malloc = "default"
+
+
+def keep_memory() -> None:
+    """From now on glibc's malloc keeps what is freed, as jemalloc and tcmalloc do; no other malloc is changed.
+
+    By default it returns large blocks to the system, or not, depending on what was freed before; the same step then
+    faults its pages in again, or not, at several times the cost of the step.
+    """
+    global _malloc
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        if libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1):
+            _malloc = "keeps memory"
+
 
 def machine(device: str = "cpu") -> dict[str, str]:
     """What a row of results belongs to."""
@@ -24,6 +41,7 @@ def machine(device: str = "cpu") -> dict[str, str]:
     return gpu | {
         "cpu": f"{model}, {platform.machine()}",
         "threads": str(torch.get_num_threads()),
+        "malloc": _malloc,
         "torch": torch.__version__,
         "abckd_kernels": abckd_kernels.__version__,
         "instruction set": built.build_info()["CPU instruction set"] if built else "no extension",

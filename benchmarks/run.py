@@ -23,6 +23,7 @@ import torch
 
 from . import baseline, growth, pages, plots
 from .correctness import Wrong
+from .measuring import keep_memory
 from .subjects import LAYOUTS, SIZES, Setup, able, subjects
 from .suite import Effort, compiling, row
 
@@ -38,6 +39,8 @@ def main() -> None:
         return
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: there is no GPU that PyTorch can use.")
+    if options.malloc == "keeps":
+        keep_memory()
     if options.growth:
         found = growth.measure(options.device)
         print(growth.text(found))
@@ -66,6 +69,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="dns")
     parser.add_argument("--layout", choices=LAYOUTS, default="contiguous")
     parser.add_argument("--repeats", type=int, default=30, help="turns at most (%(default)s)")
+    parser.add_argument("--malloc", choices=["keeps", "default"], default="keeps",
+                        help="whether freed memory stays in the process, or glibc decides: then page faults count too "
+                        "(%(default)s)")  # fmt: skip
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--plot", type=Path, help="draw the rows, or the growth, into this file")
     parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK_OPS)}; without torch.compile; a minute")
@@ -77,6 +83,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.write and options.quick:
         parser.error("--quick leaves out what --write keeps")
+    if options.malloc == "default" and (options.write or options.check or options.baseline):
+        parser.error("--malloc default: times depend on what ran before; not with --write, --check or --baseline")
     if options.repeats < 2:
         parser.error("--repeats: expected at least 2")
     return options
