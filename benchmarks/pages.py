@@ -14,7 +14,7 @@ from pathlib import Path
 from abckd_kernels.losses.table import MEASURED as OF_LOSSES
 from abckd_kernels.losses.table import table
 
-from . import growth, losses_page, plots
+from . import goals, growth, losses_page, plots
 
 ROOT = Path(__file__).parents[1]
 MEASURED = Path(__file__).with_name("measured.json")
@@ -91,6 +91,7 @@ def blocks(kept: dict) -> dict[str, str]:
     drawn = {file: f"![{file.stem}]({file.name})\n\n" for file in pictures(kept)}
     return {
         "readme": _tables([row for row in _usual(rows) if row["op"] in OF_README], SPEED_HEAD, speed_row),
+        "goals": goals.text(rows, grown),
         "speed": drawn.get(SPEED_PICTURE, "") + _tables(list(rows.values()), SPEED_HEAD, speed_row),
         "network": _tables([row for row in rows.values() if row["network"]], NETWORK_HEAD, network_row),
         "growth": drawn[GROWTH_PICTURE] + f"{place(grown['machine'])}\n\n{growth.text(grown)}\n" if grown else NOTHING,

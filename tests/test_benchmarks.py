@@ -11,7 +11,20 @@ import pytest
 import torch
 
 from abckd_kernels import backends
-from benchmarks import baseline, correctness, devices, gpu_parts, growth, networks, pages, plots, run, subjects, suite
+from benchmarks import (
+    baseline,
+    correctness,
+    devices,
+    goals,
+    gpu_parts,
+    growth,
+    networks,
+    pages,
+    plots,
+    run,
+    subjects,
+    suite,
+)
 from benchmarks.subjects import SIZES, Setup
 
 TINY = Setup(size="tiny")
@@ -264,6 +277,38 @@ def test_growth_of_every_axis(tmp_path):
     assert plots.digest(found) in (tmp_path / "growth.svg").read_text()
 
 
+# ---------------------------------------------------------------------------------------------- goals
+
+
+def test_goals_of_a_row():
+    found = {goal.text: goal for goal in goals.goals(pages.measured()["rows"], None)}
+    row = pages.measured()["rows"][f"abc, {Setup()}"]
+    name = row["dtype"]
+    compiled, ours = (row["milliseconds"][form]["total"] for form in ("compile", "ours"))
+    assert found["abc: compile / ours"].values[name] == pytest.approx(compiled / ours, rel=0.2)
+    parts = [found[f"abc: {part} / limit"].values[name] for part in ("forward", "backward")]
+    assert min(parts) <= ours / row["limit"]["total"] <= max(parts)
+    held = found["held after forward, in student features"].values[name]
+    assert held == pytest.approx(row["network"]["held_megabytes"]["ours"] / (8 * 32 * 200 * 64 * 4 / 1e6))
+    others = {op.split()[0] for op in found["every other loss: compile / ours"].values}
+    assert "kl" in others and not others & {"abc", "tap", "compress"}
+
+
+@pytest.mark.parametrize(("is_most", "missed"), [(True, {"b": 2.0}), (False, {"a": 0.5})])
+def test_a_goal_names_what_misses_it(is_most, missed):
+    goal = goals.Goal("x", is_most, 1, {"a": 0.5, "b": 2.0, "c": 1})
+    (name, value), line = *missed.items(), goal.line()
+    assert goal.missed == missed and line.endswith(f"| {value:.2f} | no: {name} {value:.2f} |")
+    assert goal._replace(values={"c": 1}).line().endswith("| 1.00 | yes |")
+    assert goal._replace(values={}).line().endswith("| - | not measured |")
+
+
+def test_growth_counts_in_both_directions():
+    axes = {"batch": {"exponent": 0.9}, "frames": {"exponent": 1.02}}
+    (goal,) = (goal for goal in goals.goals({}, {"axes": axes}) if "growth" in goal.text)
+    assert list(goal.missed) == ["batch"] and goal.missed["batch"] == pytest.approx(0.1)
+
+
 # ---------------------------------------------------------------------------------------------- pages
 
 
@@ -290,7 +335,9 @@ def elsewhere(tmp_path, monkeypatch):
     losses = tmp_path / "losses.json"
     losses.write_text(pages.OF_LOSSES.read_text())
     page = tmp_path / "page.md"
-    page.write_text("".join(f"<!-- measured: {name} -->\n<!-- end -->\n" for name in ("speed", "network", "growth")))
+    page.write_text(
+        "".join(f"<!-- measured: {name} -->\n<!-- end -->\n" for name in ("goals", "speed", "network", "growth"))
+    )
     monkeypatch.setattr(pages, "MEASURED", tmp_path / "measured.json")
     monkeypatch.setattr(pages, "SPEED_PICTURE", tmp_path / "speed.svg")
     monkeypatch.setattr(pages, "GROWTH_PICTURE", tmp_path / "growth.svg")

@@ -157,6 +157,10 @@ def test_study_from_data_to_report(place, capsys):
     made = {path: path.stat().st_mtime_ns for path in (place / "runs").rglob("*") if path.is_file()}
     main(arguments)
     assert {path: path.stat().st_mtime_ns for path in made} == made  # nothing is done twice
+    student = 'network = "student"\nsteps = 2\noptions = { '
+    other = changed(place / "other.toml", (student, student + "lr = 1e-3, "))
+    with pytest.raises(SystemExit, match="another --lr: 0.002 there, 0.001 here"):
+        main(["study", "--config", str(other)])
 
     before = contents(place / "results")
     shutil.rmtree(place / "runs")  # the CSV files are enough

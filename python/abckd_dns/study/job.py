@@ -64,7 +64,7 @@ def _do(config: Config, kind: str, run: Run | None, share: float) -> None:
                 _prepare(config)
                 return
             if kind == TEACHER:
-                _train_teacher(config)
+                train(teacher_options(config))
             for part in ("dev", "test"):
                 _score(config, kind, part)
         return
@@ -72,7 +72,7 @@ def _do(config: Config, kind: str, run: Run | None, share: float) -> None:
         if kind == "unit":
             _measure_unit(config, run)
         elif kind == "student":
-            _train_student(config, run)
+            distill(student_options(config, run))
             _score(config, run.name, "dev")
             _try_dry_shares(config, run.name)
         else:
@@ -100,14 +100,14 @@ def _prepare(config: Config) -> None:
     )
 
 
-def _train_teacher(config: Config) -> None:
+def teacher_options(config: Config) -> TrainOptions:
     shared = _for_training(config, config.teacher.options)
-    train(TrainOptions(out=config.runs / TEACHER, preset=config.teacher.network, steps=config.teacher.steps, **shared))
+    return TrainOptions(out=config.runs / TEACHER, preset=config.teacher.network, steps=config.teacher.steps, **shared)
 
 
-def _train_student(config: Config, run: Run) -> None:
+def student_options(config: Config, run: Run) -> DistillOptions:
     weight = None if run.weight is None else run.weight * unit_of(config, run.system)
-    distill(_distill_options(config, run, config.find(run.system).loss_at(weight)))
+    return _distill_options(config, run, config.find(run.system).loss_at(weight))
 
 
 def _distill_options(config: Config, run: Run, loss: tuple[str, ...]) -> DistillOptions:

@@ -10,17 +10,18 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ..checkpoints import check_same_run, is_finished
 from ..errors import InputError, check_at_least
-from ..train import is_finished
+from ..train import TrainingOptions
 from . import report
 from .config import Config, load
 from .data import data_folder, format_minutes
-from .job import work
+from .job import student_options, teacher_options, work
 from .results import Results, choose_finalists, collect, equal_loss_shares, final_seeds, grid_means, read, write
 from .runs import (
     NOISY,
@@ -95,7 +96,7 @@ class _Study:
         self._must(NOISY, lambda: self._has_scores(NOISY, "dev", "test"))
         if config.data.prepared_count:
             self._must("prepared", mixtures_folder(config).exists)
-        self._must(TEACHER, lambda: self._has_scores(TEACHER, "dev", "test"))
+        self._must(TEACHER, self._has_teacher)
         self._print_gates()
 
         noise = noise_runs(config)
@@ -142,10 +143,22 @@ class _Study:
         self._stage(name, [self._train(run) for run in runs])
         self._stage(f"{name}, test", [self._test(run) for run in runs if self._has_scores(run.name, "dev")])
 
+    def _has_teacher(self) -> bool:
+        has_scores = self._has_scores(TEACHER, "dev", "test")
+        return has_scores and self._is_trained(TEACHER, lambda: teacher_options(self.config))
+
+    def _is_trained(self, name: str, options: Callable[[], TrainingOptions]) -> bool:
+        """Raises InputError if the run was one with other options: its scores would be taken for those of another."""
+        folder = self.config.runs / name
+        if not is_finished(folder):
+            return False
+        check_same_run(folder, asdict(options()))
+        return True
+
     def _train(self, run: Run) -> _Job:
         def is_done() -> bool:
             has_scores = self._has_scores(run.name, "dev") and dry_file(self.config, run.name).exists()
-            return has_scores and is_finished(self.config.runs / run.name)
+            return has_scores and self._is_trained(run.name, lambda: student_options(self.config, run))
 
         return self._job(run, "student", is_done)
 

@@ -80,15 +80,19 @@ def mixtures_folder(config: Config) -> Path:
 
 def scores_file(config: Config, run: str, part: str, share: float = 0.0) -> Path:
     """Values per utterance of the run in a folder, with a share of the noisy input mixed into its output."""
-    count = config.evaluation.dev_count if part == "dev" else config.evaluation.test_count
     dry = f"_dry{share:g}" if share else ""
-    return config.runs / run / "scores" / f"{part}_{count}x{config.evaluation.seconds:g}s{dry}.csv"
+    return config.runs / run / "scores" / f"{part}_{_mixtures(config, part)}{dry}.csv"
+
+
+def dry_file(config: Config, run: str) -> Path:
+    """The objective on the development set at every share of the noisy input."""
+    return config.runs / run / "scores" / f"objective_{_mixtures(config, 'dev')}.csv"
 
 
 def unit_file(config: Config, run: str) -> Path:
     return config.runs / run / "unit.csv"
 
 
-def dry_file(config: Config, run: str) -> Path:
-    """The objective on the development set at every share of the noisy input."""
-    return scores_file(config, run, "dev").with_name("dry.csv")
+def _mixtures(config: Config, part: str) -> str:
+    count = config.evaluation.dev_count if part == "dev" else config.evaluation.test_count
+    return f"{count}x{config.evaluation.seconds:g}s"

@@ -1,0 +1,114 @@
+"""What the kernels should reach on a CPU, and whether what was measured does; the worst dtype counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+MOVES_MUCH = 5.0  # a published form that moves more than so many times the compulsory bytes leaves room for a factor
+BACKEND = "cpu"
+
+
+class Goal(NamedTuple):
+    """A bound for values by the rows that they are of."""
+
+    text: str
+    is_most: bool
+    bound: float
+    values: dict[str, float]
+
+    @property
+    def missed(self) -> dict[str, float]:
+        return {name: x for name, x in self.values.items() if (x > self.bound if self.is_most else x < self.bound)}
+
+    def line(self) -> str:
+        """Of the table: the worst value, and what misses the bound."""
+        if not self.values:
+            return f"| {self.text} | {self._bound} | - | not measured |"
+        worst = (max if self.is_most else min)(self.values.values())
+        missed = ", ".join(f"{name} {x:.2f}" for name, x in sorted(self.missed.items(), key=lambda pair: pair[1]))
+        return f"| {self.text} | {self._bound} | {worst:.2f} | {f'no: {missed}' if missed else 'yes'} |"
+
+    @property
+    def _bound(self) -> str:
+        return f"{'<=' if self.is_most else '>='} {self.bound:g}"
+
+
+def text(rows: dict[str, dict], grown: dict | None) -> str:
+    """The table of goals."""
+    head = "| goal | bound | worst | met |\n|---|---|---|---|\n"
+    return head + "".join(f"{goal.line()}\n" for goal in goals(rows, grown))
+
+
+def goals(rows: dict[str, dict], grown: dict | None) -> list[Goal]:
+    """All of them, for the rows (by key) and the growth that were measured on a CPU."""
+    found = []
+    kept = [row for row in rows.values() if row["device"] == "cpu" and row["backend"] == BACKEND]
+    for what, size, layout in (
+        ("abc", "dns", "contiguous"),
+        ("abc, batch 32", "large", "contiguous"),
+        ("abc, channels_last", "dns", "channels_last"),
+    ):
+        of_abc = [row for row in kept if (row["op"], row["size"], row["layout"]) == ("abc", size, layout)]
+        found += [
+            Goal(f"{what}: eager / ours", False, 5, {row["dtype"]: _faster(row, "eager") for row in of_abc}),
+            Goal(f"{what}: compile / ours", False, 1.6, {row["dtype"]: _faster(row, "compile") for row in of_abc}),
+            Goal(f"{what}: forward / limit", True, 1.15, {row["dtype"]: _over_limit(row)[0] for row in of_abc}),
+            Goal(f"{what}: backward / limit", True, 1.25, {row["dtype"]: _over_limit(row)[1] for row in of_abc}),
+        ]
+    usual = [row for row in kept if (row["size"], row["layout"]) == ("dns", "contiguous")]
+    found += _in_network([row for row in usual if row["op"] == "abc"])
+    others = [row for row in usual if row["op"] not in ("abc", "tap", "compress")]
+    found += [
+        Goal("every other loss: compile / ours", False, 1, _by_name(others, "compile")),
+        Goal(
+            f"of these, where eager moves more than {MOVES_MUCH:g} times the compulsory bytes: eager / ours",
+            False,
+            3,
+            _by_name((row for row in others if row.get("traffic", {}).get("eager", 0) > MOVES_MUCH), "eager"),
+        ),
+    ]
+    small = [row for row in kept if row["size"] == "small"]
+    found.append(Goal("small inputs (Python and dispatch): eager / ours", False, 1, _by_name(small, "eager")))
+    exponents = {name: abs(axis["exponent"] - 1) for name, axis in grown["axes"].items()} if grown else {}
+    found.append(Goal("growth of abc: distance of the exponent from 1", True, 0.05, exponents))
+    return found
+
+
+def _in_network(rows: list[dict]) -> list[Goal]:
+    """Of abc by a Distiller."""
+    parts = {row["dtype"]: row["network"] for row in rows if row["network"]}
+    feature = {row["dtype"]: min(math.prod(shape) for shape in row["student"]) * _bytes(row) / 1e6 for row in rows}
+    held, peak = ({name: part[what] for name, part in parts.items()} for what in ("held_megabytes", "peak_megabytes"))
+    of_feature = [{name: x["ours"] / feature[name] for name, x in found.items()} for found in (peak, held)]
+    times = {
+        name: {form: loss["median"] for form, loss in part["loss_milliseconds"].items()} for name, part in parts.items()
+    }
+    return [
+        Goal("in a network: ours / compile", True, 0.6, {n: x["ours"] / x["compile"] for n, x in times.items()}),
+        Goal("peak memory: ours / compile", True, 1, {n: x["ours"] / x["compile"] for n, x in peak.items()}),
+        Goal("peak memory, in student features", True, 1, of_feature[0]),
+        Goal("held after forward, in student features", True, 0.1, of_feature[1]),
+    ]
+
+
+def _faster(row: dict, form: str) -> float:
+    """How many times as long the form takes, in the median over turns."""
+    return 1 / row["ratios"][form]["median"]
+
+
+def _over_limit(row: dict) -> tuple[float, float]:
+    """Of forward and of backward."""
+    (forward, total), (least, least_total) = (
+        (x["forward"], x["total"]) for x in (row["milliseconds"]["ours"], row["limit"])
+    )
+    return forward / least, (total - forward) / (least_total - least)
+
+
+def _by_name(rows: Iterable[dict], form: str) -> dict[str, float]:
+    return {f"{row['op']} {row['dtype']}": _faster(row, form) for row in rows if form in row["ratios"]}
+
+
+def _bytes(row: dict) -> int:
+    return {"float32": 4, "float64": 8}.get(row["dtype"], 2)
