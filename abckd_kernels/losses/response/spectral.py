@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ...ops.dots import dots
 from ...ops.spectral import spectra, spectral
-from ..arithmetic import wide
 from ..checks import check_number
 from ..features import Configured, batch_mean, weighted
 from .signals import Signals, check_waveform, signal_pairs
@@ -95,8 +94,7 @@ def si_snr_loss(
     for s, t in found:
         count = ends.of(s)
         with torch.autocast(s.device.type, enabled=False):
-            dtype = torch.promote_types(wide(s).dtype, wide(t).dtype)
-            rows = [ends.zeroed(x).to(dtype).flatten(0, -2) for x in (s, t)]
+            rows = [ends.zeroed(x).flatten(0, -2) for x in (s, t)]
             if count is not None and s.dim() == 3:
                 count = count.repeat_interleave(s.shape[1])
             signal, noise = _projected(*rows, count, zero_mean, eps)
