@@ -8,11 +8,19 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 TIMES_L2 = 4
+
+
+class Stream(NamedTuple):
+    """Work that does nothing but move so many bytes, from memory and to it."""
+
+    work: Callable[[], object]
+    bytes: int
 
 
 class Cpu:
@@ -45,12 +53,14 @@ class Cpu:
         return _held_and_highest(work)[0]
 
     @classmethod
-    def bandwidths(cls) -> tuple[float, float]:
-        """Bytes per second of the best of several reads, and (read plus written) of several copies."""
+    def streams(cls) -> dict[str, Stream]:
+        """A read, and a copy."""
         source = torch.ones(cls.copied // 4)
         target = torch.empty_like(source)
-        times = [[_seconds(work) for _ in range(7)] for work in (source.sum, lambda: target.copy_(source))]
-        return source.nbytes / min(times[0]), 2 * source.nbytes / min(times[1])
+        return {
+            "read": Stream(source.sum, source.nbytes),
+            "copy": Stream(lambda: target.copy_(source), 2 * source.nbytes),
+        }
 
     @staticmethod
     def copies(size: int) -> int:
@@ -95,18 +105,11 @@ class Gpu:
         return after - before
 
     @classmethod
-    def bandwidths(cls) -> tuple[float, float]:
-        """Both of a copy, read plus written: a reduction is no measure of what a GPU can read."""
+    def streams(cls) -> dict[str, Stream]:
+        """A copy as both: a reduction is no measure of what a GPU can read."""
         source = torch.ones(cls.copied // 4, device=cls.name)
         target = torch.empty_like(source)
-        marks = []
-        for _ in range(10):
-            start = cls.mark()
-            target.copy_(source)
-            marks.append((start, cls.mark()))
-        cls.wait()
-        rate = 2 * source.nbytes / (min(cls.milliseconds(*pair) for pair in marks) / 1e3)
-        return rate, rate
+        return dict.fromkeys(("read", "copy"), Stream(lambda: target.copy_(source), 2 * source.nbytes))
 
     @staticmethod
     def copies(size: int) -> int:
@@ -146,12 +149,6 @@ def median_milliseconds(device: type[Cpu] | type[Gpu], work: Callable[[], object
         marks.append((start, device.mark()))
     device.wait()
     return statistics.median(device.milliseconds(*pair) for pair in marks[warm_up:])
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def _held_and_highest(work: Callable[[], object]) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 milliseconds   medians of forward, and of forward + backward (total)
 quartiles      of the same: what the medians are worth
 ratios         of ours to the other forms and to the limit, turn by turn: median and quartiles
-limit          milliseconds of the compulsory bytes at the bandwidth measured in the same process: student and
+limit          milliseconds of the compulsory bytes at the bandwidth measured in the same turns (median): student and
                teacher read once forward; the student read and its gradient written once backward
 traffic        bytes that operators move, over the compulsory (an operator that isn't a view reads its operands once
                and writes its results once; torch.compile's can't be counted this way)
@@ -99,14 +99,13 @@ def row(subject: Subject, setup: Setup, effort: Effort = Effort()) -> dict:  # n
         else:
             del networks[name]
     graphs = _graphs(forms, found["errors"], device) if device.is_gpu else {}
-    rates = device.bandwidths()
-    _turns({**forms, **{("network", k): v for k, v in networks.items()}, **graphs}, effort.repeats, device)
-    rates = [max(pair) for pair in zip(rates, device.bandwidths(), strict=True)]
+    everything = {**forms, **{("network", k): v for k, v in networks.items()}, **graphs}
+    rates = _turns(everything, effort.repeats, device)
 
     found |= _described(subject, setup, sets[0], names[0], effort)
-    found["bandwidth"] = {"read": rates[0] / 1e9, "copy": rates[1] / 1e9}
-    forward = size["read"] / rates[0] * 1e3
-    found["limit"] = {"forward": forward, "total": forward + 2 * size["student"] / rates[1] * 1e3}
+    found["bandwidth"] = {name: rate / 1e9 for name, rate in rates.items()}
+    forward = size["read"] / rates["read"] * 1e3
+    found["limit"] = {"forward": forward, "total": forward + 2 * size["student"] / rates["copy"] * 1e3}
     compulsory = size["read"] + 2 * size["student"]
     found |= {"forward_megabytes": size["read"] / 1e6, "compulsory_megabytes": compulsory / 1e6}
     found["feature_megabytes"] = max(x.nbytes for x in read) / 1e6
@@ -225,17 +224,30 @@ def _graphs(forms: dict[str, Form], errors: dict[str, str], device) -> dict[str,
     return graphs
 
 
-def _turns(forms: dict, repeats: int, device) -> None:
-    """Time all forms in turn, and keep milliseconds of forward and of the whole step in each."""
-    start = time.perf_counter()
+def _turns(forms: dict, repeats: int, device) -> dict[str, float]:
+    """Time all forms in turn, and keep milliseconds of forward and of the whole step in each.
+
+    Returns bytes per second of the device's streams, which take turns too, in the median: on a machine that others use
+    the bandwidth of a minute ago is not that of now.
+    """
+    start, streams = time.perf_counter(), device.streams()
+    seconds: dict[str, list[float]] = {name: [] for name in streams}
     for turn in range(repeats):
         if turn >= LEAST and time.perf_counter() - start > SECONDS:
             break
         marks = {name: _marked(form, turn, device) for name, form in forms.items()}
+        moved = {}
+        for name, stream in streams.items():
+            begin = device.mark()
+            stream.work()
+            moved[name] = begin, device.mark()
         device.wait()
         for name, stamps in marks.items():
             for part, (begin, end) in stamps.items():
                 forms[name].times.setdefault(part, []).append(device.milliseconds(begin, end))
+        for name, pair in moved.items():
+            seconds[name].append(device.milliseconds(*pair) / 1e3)
+    return {name: stream.bytes / statistics.median(seconds[name]) for name, stream in streams.items()}
 
 
 def _marked(form: Form, turn: int, device) -> dict[str, tuple]:
