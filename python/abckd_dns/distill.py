@@ -21,7 +21,8 @@ from .figures import recorded_attention
 from .kd import RESPONSE, Loss, SeveralLosses, build, parse
 from .networks import load_network
 from .objective import SpeechLoss
-from .train import Supervised, TrainingOptions, fit, is_done, labelled_examples
+from .train import Supervised, labelled_examples
+from .training import TrainingOptions, fit, is_done
 
 
 @dataclass(kw_only=True)

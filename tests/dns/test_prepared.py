@@ -8,11 +8,11 @@ import pytest
 import torch
 from made_audio import SHORT, data_arguments
 
+from abckd_dns.checkpoints import is_finished
 from abckd_dns.cli import main
 from abckd_dns.data import MixtureOptions, Mixtures
 from abckd_dns.errors import InputError
 from abckd_dns.prepared import Prepared
-from abckd_dns.train import is_finished
 
 
 @pytest.fixture(scope="module")

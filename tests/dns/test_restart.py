@@ -17,10 +17,9 @@ from made_audio import data_arguments
 from subprocesses import ENVIRONMENT, HERE
 
 from abckd_dns import checkpoints, data
-from abckd_dns.checkpoints import States, write_atomically
+from abckd_dns.checkpoints import States, is_finished, write_atomically
 from abckd_dns.cli import main
 from abckd_dns.errors import InputError
-from abckd_dns.train import is_finished
 
 STEPS = 24
 

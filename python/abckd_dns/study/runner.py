@@ -17,7 +17,7 @@ import numpy as np
 
 from ..checkpoints import check_same_run, is_finished
 from ..errors import InputError, check_at_least
-from ..train import TrainingOptions
+from ..training import TrainingOptions
 from . import report
 from .config import Config, load
 from .data import data_folder, format_minutes
