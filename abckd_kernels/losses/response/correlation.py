@@ -28,7 +28,7 @@ def constant_below(squares: Tensor) -> Tensor:
 
 
 class _Blocks:
-    """Blocks of logits (outer, classes, inner) as probabilities minus 1 / classes, 0 where rows don't count."""
+    """Blocks of logits (outer, classes, inner) as probabilities; rows that don't count have equal ones."""
 
     def __init__(self, student: Tensor, teacher: Tensor, valid: Tensor | None, temperature: float):
         self.logits, self.valid, self.temperature = (student, teacher), valid, temperature
@@ -48,12 +48,12 @@ class _Blocks:
     def _probabilities(self, x: Tensor, valid: Tensor | None) -> Tensor:
         x = wide(x) if valid is None else wide(x).masked_fill(~valid, 0)
         x = x if self.temperature == 1 else x / self.temperature
-        if x.shape[2] == 1:  # softmax is slow along any axis but the last
-            x = x.squeeze(2).softmax(1).unsqueeze(2)
-        else:
-            x = x.softmax(1)
-        x = x.sub_(1 / self.classes)
-        return x if valid is None else x.masked_fill_(~valid, 0)
+        return _classes_last(x).softmax(1).view(x.shape)
+
+
+def _classes_last(x: Tensor) -> Tensor:
+    """A block without its last axis, if that is 1: softmax and its derivative are slow along any axis but the last."""
+    return x.squeeze(2) if x.shape[2] == 1 else x
 
 
 def _compare(q: Tensor, p: Tensor, difference: Tensor, constant: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,7 +68,7 @@ def _compare(q: Tensor, p: Tensor, difference: Tensor, constant: list[Tensor]) -
 
 
 def _along_classes(maps: tuple[Tensor, Tensor, Tensor], classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    sums = [x.square().sum(1, keepdim=True) for x in maps]
+    sums = [torch.linalg.vector_norm(x, dim=1, keepdim=True).square() for x in maps]
     return _compare(*sums, [x <= constant_below(x + 1 / classes) for x in sums[:2]])
 
 
@@ -80,21 +80,25 @@ class _Distances(torch.autograd.Function):
         inter = small(like.new_zeros(()))
         count = inter.clone()
         means, squares = (small(like.new_zeros(3, blocks.classes)) for _ in "ms")
-        for _, mask, (q, p) in blocks:
+        by_row = like.new_empty((2, student.shape[0], 1, student.shape[2]))
+        for place, mask, (q, p) in blocks:
+            q, p = (x.sub_(1 / blocks.classes) for x in (q, p))
             maps = q, p, q - p
-            distance = _along_classes(maps, blocks.classes)[0]
+            distance, *factors = _along_classes(maps, blocks.classes)
+            for index, factor in enumerate(factors):
+                by_row[index][place] = factor
             inter = inter + small((distance if mask is None else distance * mask).sum())
             rows = inter.new_full((), q.shape[0] * q.shape[2]) if mask is None else mask.sum().to(inter.dtype)
             both, fresh = count + rows, rows.clamp_min(1)
-            for index, x in enumerate(maps):
-                total = x.sum((0, 2), keepdim=True)
-                centred = x - total / fresh.to(x.dtype)
-                if mask is not None:
-                    centred = centred * mask
-                mean, own = small(total[0, :, 0]) / fresh, small(centred.square().sum((0, 2)))
-                apart = mean - means[index]
-                squares[index] += own + apart.square() * (count * rows / both.clamp_min(1))
-                means[index] += apart * (rows / both.clamp_min(1))
+            total = [x.sum((0, 2), keepdim=True) for x in maps]
+            centred = [x.sub_(y / fresh.to(x.dtype)) for x, y in zip(maps, total, strict=True)]
+            if mask is not None:
+                centred = [x.mul_(mask) for x in centred]
+            mean = small(torch.cat(total)[..., 0]) / fresh
+            apart = mean - means
+            squares += small(torch.stack([x.square().sum((0, 2)) for x in centred]))
+            squares += apart.square() * (count * rows / both.clamp_min(1))
+            means += apart * (rows / both.clamp_min(1))
             count = both
         # Only as many digits as the probabilities have.
         digits = constant_below(like.new_ones(())).to(count.dtype)
@@ -104,7 +108,7 @@ class _Distances(torch.autograd.Function):
         count = count.clamp_min(1)
         shift = -(a * means[0] + b * means[1])
         by_class = (torch.stack([a, b, shift]) / blocks.classes).to(like.dtype)
-        return (inter / count).to(like.dtype), distance.mean().to(like.dtype), by_class, count
+        return (inter / count).to(like.dtype), distance.mean().to(like.dtype), by_class, by_row, count
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -114,16 +118,19 @@ class _Distances(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, inter_grad, intra_grad, *_):
-        student, teacher, valid, by_class, count = ctx.saved_tensors
+        student, teacher, valid, by_class, by_row, count = ctx.saved_tensors
         result = torch.empty_like(student, memory_format=torch.contiguous_format)
-        inter_grad = inter_grad / count.to(inter_grad.dtype)
         a_class, b_class, shift = (by_class * intra_grad).view(3, 1, -1, 1)
+        a_row, b_row = by_row * (inter_grad / count.to(inter_grad.dtype))
         blocks = _Blocks(student, teacher, valid, ctx.temperature)
         for place, mask, (q, p) in blocks:
-            _, a, b = _along_classes((q, p, q - p), blocks.classes)
-            grad = q * (a * inter_grad + a_class) + p * (b * inter_grad + b_class) + shift
+            q, p = (x.sub_(1 / blocks.classes) for x in (q, p))
+            grad = torch.addcmul(shift, q, a_class)
+            for x, factor in ((q, a_row[place]), (p, b_class), (p, b_row[place])):
+                grad.addcmul_(x, factor)
             q = q.add_(1 / blocks.classes)
-            grad = q * (grad - (q * grad).sum(1, keepdim=True)) / ctx.temperature
+            grad = torch.ops.aten._softmax_backward_data(_classes_last(grad), _classes_last(q), 1, grad.dtype)
+            grad = grad.div_(ctx.temperature).view(q.shape)
             result[place] = grad if mask is None else grad.masked_fill_(~mask, 0)
         return result, None, None, None
 
