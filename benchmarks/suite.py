@@ -101,17 +101,18 @@ def row(subject: Subject, setup: Setup, effort: Effort = Effort()) -> dict:  # n
     graphs = _graphs(forms, found["errors"], device) if device.is_gpu else {}
     everything = {**forms, **{("network", k): v for k, v in networks.items()}, **graphs}
     rates = _turns(everything, effort.repeats, device)
+    forward = [size["read"] / rate * 1e3 for rate in rates["read"]]
+    total = [least + 2 * size["student"] / rate * 1e3 for least, rate in zip(forward, rates["copy"], strict=True)]
 
     found |= _described(subject, setup, sets[0], names[0], effort)
-    found["bandwidth"] = {name: rate / 1e9 for name, rate in rates.items()}
-    forward = size["read"] / rates["read"] * 1e3
-    found["limit"] = {"forward": forward, "total": forward + 2 * size["student"] / rates["copy"] * 1e3}
+    found["bandwidth"] = {name: statistics.median(rate) / 1e9 for name, rate in rates.items()}
+    found["limit"] = {"forward": statistics.median(forward), "total": statistics.median(total)}
     compulsory = size["read"] + 2 * size["student"]
     found |= {"forward_megabytes": size["read"] / 1e6, "compulsory_megabytes": compulsory / 1e6}
     found["feature_megabytes"] = max(x.nbytes for x in read) / 1e6
     found |= _medians(forms)
     found["turns"] = len(forms["ours"].times["total"])
-    found["ratios"] = _ratios({name: form.times["total"] for name, form in forms.items()}, found["limit"]["total"])
+    found["ratios"] = _ratios({name: form.times["total"] for name, form in forms.items()} | {"limit": total})
     found["compile_seconds"] = seconds.get("compile")
     if graphs:
         found["graph"] = {
@@ -224,18 +225,20 @@ def _graphs(forms: dict[str, Form], errors: dict[str, str], device) -> dict[str,
     return graphs
 
 
-def _turns(forms: dict, repeats: int, device) -> dict[str, float]:
+def _turns(forms: dict, repeats: int, device) -> dict[str, list[float]]:
     """Time all forms in turn, and keep milliseconds of forward and of the whole step in each.
 
-    Returns bytes per second of the device's streams, which take turns too, in the median: on a machine that others use
-    the bandwidth of a minute ago is not that of now.
+    Each turn begins with another form: what goes before changes what is in the caches. Returns bytes per second of the
+    device's streams in each turn: on a machine that others use the bandwidth of a minute ago is not that of now.
     """
     start, streams = time.perf_counter(), device.streams()
     seconds: dict[str, list[float]] = {name: [] for name in streams}
     for turn in range(repeats):
         if turn >= LEAST and time.perf_counter() - start > SECONDS:
             break
-        marks = {name: _marked(form, turn, device) for name, form in forms.items()}
+        names = list(forms)
+        names = names[turn % len(names) :] + names[: turn % len(names)]
+        marks = {name: _marked(forms[name], turn, device) for name in names}
         moved = {}
         for name, stream in streams.items():
             begin = device.mark()
@@ -247,7 +250,7 @@ def _turns(forms: dict, repeats: int, device) -> dict[str, float]:
                 forms[name].times.setdefault(part, []).append(device.milliseconds(begin, end))
         for name, pair in moved.items():
             seconds[name].append(device.milliseconds(*pair) / 1e3)
-    return {name: stream.bytes / statistics.median(seconds[name]) for name, stream in streams.items()}
+    return {name: [stream.bytes / x for x in seconds[name]] for name, stream in streams.items()}
 
 
 def _marked(form: Form, turn: int, device) -> dict[str, tuple]:
@@ -292,13 +295,13 @@ def quartiles(values: Sequence[float]) -> list[float]:
     return [low, high]
 
 
-def _ratios(times: dict[str, list[float]], limit: float) -> dict[str, dict[str, float]]:
+def _ratios(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """Of ours to the others, turn by turn, so that what slows a turn down slows both."""
-    others = {name: times[name] for name in ("eager", "compile") if name in times}
-    others["limit"] = [limit] * len(times["ours"])
     found = {}
-    for name, theirs in others.items():
-        values = [a / b for a, b in zip(times["ours"], theirs, strict=True)]
+    for name in ("eager", "compile", "limit"):
+        if name not in times:
+            continue
+        values = [a / b for a, b in zip(times["ours"], times[name], strict=True)]
         low, high = quartiles(values)
         found[name] = {"median": statistics.median(values), "low": low, "high": high}
     return found

@@ -223,7 +223,8 @@ struct Compress {
   // error = a_i - sum_j alpha_j a_j of a tile.
   static void error_of(const CompressArguments& a, const Sample& sample, const Mixture& of, int64_t g, int64_t begin,
                        int64_t size, A* error) {
-    const A *const own = sample.map(of.student, g) + begin, inverse = sample.inverse_norm(of.student, g);
+    const A* const own = sample.map(of.student, g) + begin;
+    const A inverse = sample.inverse_norm(of.student, g);
     for (int64_t p = 0; p < size; ++p) error[p] = own[p] * inverse;
     add_teachers(a, sample, of, g, begin, size, error, [&](int64_t j) { return A(-of.attention[j]); });
   }

@@ -6,7 +6,7 @@
 // Accumulation: float over the channels of a position and the positions of a lane, double over blocks; double for f64.
 namespace abckd::cpu::ABCKD_ISA {
 
-constexpr int64_t kMaxBlock = 8192;            // positions of a task on [b, c, p]
+constexpr int64_t kMaxBlock = 8192;            // positions of a task, at most
 constexpr int64_t kRowBlockElements = 65536;   // elements of a task on [b, p, c]
 
 inline int64_t positions(const TapLayer& layer) { return layer.frames * layer.bands; }
@@ -251,9 +251,10 @@ struct Tap {
       const int64_t head = int64_t(-reinterpret_cast<uintptr_t>(result) % kBytes / sizeof(E));
       if (head > 0) some(0, i = std::min(head, count));
     }
+    const int64_t first = i;
     for (; i + kLanes <= count; i += kLanes) {
-      prefetch(x + i, ahead, i);
-      if (kGrad) prefetch(grad + i, ahead, i);
+      prefetch(x + i, ahead, i - first);
+      if (kGrad) prefetch(grad + i, ahead, i - first);
       const V fresh = value(S::read(x + i), kGrad ? S::read(grad + i) : V{}, i);
       kStream ? stream<S>(result + i, fresh) : S::write(result + i, fresh);
     }

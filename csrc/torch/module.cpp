@@ -184,7 +184,10 @@ struct Compress : torch::autograd::Function<Compress> {
         const Tensor through_distances = grads[0].unsqueeze(-1) * attention_grads;
         total = total.defined() ? total + through_distances : through_distances;
       }
-      if (total.defined()) results[students + 1] = attention * (total - (attention * total).sum(-1, true));
+      if (total.defined()) {
+        total = total.masked_fill(attention == 0, 0);  // of a layer that is left out it may be NaN
+        results[students + 1] = attention * (total - (attention * total).sum(-1, true));
+      }
     }
     return results;
   }

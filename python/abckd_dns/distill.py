@@ -19,7 +19,7 @@ from .data import NoisySpeech, PartlyLabelled
 from .errors import InputError, check_at_least
 from .figures import recorded_attention
 from .kd import RESPONSE, Loss, SeveralLosses, build, parse
-from .networks import load_network
+from .networks import load_network, to_channels_last
 from .objective import SpeechLoss
 from .train import Supervised, labelled_examples
 from .training import TrainingOptions, fit, is_done
@@ -74,6 +74,7 @@ def distill(options: DistillOptions) -> None:
     set_seed(options.seed)
     student = load_network(options.student, "--student", new=True)
     teacher = load_network(options.teacher, "--teacher").requires_grad_(False).eval()
+    to_channels_last(teacher)  # on a CPU its pass takes a fifth to a third less; a student's step does not
     examples = _examples(options)
     if not specifications and options.noisy is None:
         fit(Supervised(student), examples, options)
@@ -112,7 +113,6 @@ class Distillation(nn.Module):
         self, student: nn.Module, teacher: nn.Module, losses: Sequence[Loss], label_free: bool, warm_up: int = 0
     ) -> None:
         super().__init__()
-        teacher.to(memory_format=torch.channels_last)  # its pass is a third faster on a CPU; a student's step is not
         on_features = [loss for loss in losses if loss.student_layers]
         self._on_outputs = [loss for loss in losses if not loss.student_layers]
         if label_free:  # the target is the response already

@@ -57,6 +57,13 @@ def load_network(name: str, argument: str, *, new: bool = False) -> nn.Module:
     return network
 
 
+def to_channels_last(network: nn.Module) -> None:
+    """Lay out what convolves (B, C, T, F) so that its results lie as (B, T, F, C); the others have no such layout."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+
 def save_checkpoint(path: Path, network: nn.Module) -> None:
     """After a crash, at any moment, `path` holds the weights before or these."""
     metadata = {"class": f"{type(network).__module__}.{type(network).__qualname__}"}

@@ -43,7 +43,7 @@ from .checkpoints import (
 )
 from .data import MixtureOptions
 from .errors import InputError, check_at_least, check_positive
-from .networks import CHECKPOINT_NAME, save_checkpoint
+from .networks import CHECKPOINT_NAME, save_checkpoint, to_channels_last
 from .processes import only_cpu, processes
 from .safeguards import Interruption, StepGuard
 from .stft import SAMPLE_RATE
@@ -136,7 +136,7 @@ class _Run:
 
         system.train()
         if accelerator.mixed_precision != "no":
-            system.to(memory_format=torch.channels_last)  # what tensor cores and AMX convolve; only for 4-D features
+            to_channels_last(system)  # what tensor cores and AMX convolve
         # Fused: it can be told to leave a step out without the CPU knowing (StepGuard).
         self.adam = torch.optim.AdamW([p for p in system.parameters() if p.requires_grad], lr=options.lr, fused=True)
         # Not given to accelerate: it would step the schedule once per process.
@@ -192,7 +192,7 @@ class _Run:
                 batch = {name: x.to(self.accelerator.device, non_blocking=True) for name, x in batch.items()}
                 self._learn(batch)
                 self.step += 1
-                self._look_after(batch, progress)
+                self._log_and_save(batch, progress)
                 if self.is_stopped:
                     break
 
@@ -206,7 +206,7 @@ class _Run:
         self.schedule.step()
         self.optimizer.zero_grad()
 
-    def _look_after(self, batch: dict[str, Tensor], progress: tqdm) -> None:
+    def _log_and_save(self, batch: dict[str, Tensor], progress: tqdm) -> None:
         """Stop, log and save, where it is time for that."""
         options, step = self.options, self.step
         is_save = step % options.save_every == 0 or step == options.steps

@@ -5,7 +5,7 @@ where q and p are close. The probabilities of a row have mean 1 / K. Sums over r
 its own mean, and joined in float64.
 
 Bytes: forward reads both logits once; backward reads both once, computes the probabilities again and writes the
-student's gradient. What is made on the way has the size of a block.
+student's gradient. What is made on the way has the size of a block, and two numbers per row are kept for backward.
 """
 
 from __future__ import annotations
@@ -129,6 +129,7 @@ class _Distances(torch.autograd.Function):
             for x, factor in ((q, a_row[place]), (p, b_class), (p, b_row[place])):
                 grad.addcmul_(x, factor)
             q = q.add_(1 / blocks.classes)
+            # What autograd calls for a softmax: one pass, where its formula takes four.
             grad = torch.ops.aten._softmax_backward_data(_classes_last(grad), _classes_last(q), 1, grad.dtype)
             grad = grad.div_(ctx.temperature).view(q.shape)
             result[place] = grad if mask is None else grad.masked_fill_(~mask, 0)

@@ -198,6 +198,7 @@ def _backward(ctx, distance_grads, attention_out_grads, *_):
         total = torch.zeros_like(attention) if attention_out_grads is None else attention_out_grads
         if distance_grads is not None:
             total = total + distance_grads.unsqueeze(-1) * attention_grads
+        total = total.masked_fill(attention == 0, 0)  # of a layer that is left out it may be NaN
         score_grads = attention * (total - (attention * total).sum(-1, keepdim=True))
         score_grads = backends.refuse_second_derivative(score_grads)
     return student_grads, teacher_grads, score_grads, *[None] * 7
