@@ -127,8 +127,9 @@ def test_forms_take_turns(monkeypatch):
     forms = {name: suite.Form([(lambda name=name: order.append(name) or torch.ones(1, requires_grad=True).sum(), [])])
              for name in "ab"}  # fmt: skip
     monkeypatch.setattr(torch.autograd, "grad", lambda *_, **__: ())
-    suite._turns(forms, 3, devices.Cpu)
-    assert order == ["a", "b"] * 3 and len(forms["a"].times["total"]) == 3
+    rates = suite._turns(forms, 3, devices.Cpu)
+    assert order == ["a", "b", "b", "a", "a", "b"] and len(forms["a"].times["total"]) == 3  # each begins in turn
+    assert all(len(rates[name]) == 3 and min(rates[name]) > 0 for name in ("read", "copy"))
 
 
 @pytest.mark.parametrize("size", SIZES)
