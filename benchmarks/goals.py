@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import torch
+
 MOVES_MUCH = 5.0  # a published form that moves more than so many times the compulsory bytes leaves room for a factor
 BACKEND = "cpu"
 
@@ -85,7 +87,7 @@ def _in_network(rows: list[dict]) -> list[Goal]:
         if not row["network"] or "compile" not in row["network"]["loss_milliseconds"]:
             continue
         name, found = row["dtype"], row["network"]
-        feature = min(math.prod(shape) for shape in row["student"]) * _bytes(row) / 1e6
+        feature = min(math.prod(shape) for shape in row["student"]) * getattr(torch, name).itemsize / 1e6
         milliseconds = {form: x["median"] for form, x in found["loss_milliseconds"].items()}
         megabytes = found["peak_megabytes"]
         compared[name] = milliseconds["ours"] / milliseconds["compile"]
@@ -120,7 +122,3 @@ def _dtype(row: dict) -> str:
 
 def _name(row: dict) -> str:
     return f"{row['op']} {row['dtype']}"
-
-
-def _bytes(row: dict) -> int:
-    return {"float32": 4, "float64": 8}.get(row["dtype"], 2)

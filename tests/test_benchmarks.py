@@ -255,7 +255,11 @@ def test_another_machine_starts_a_new_baseline(kept):
 
 def test_the_committed_baseline_serves_the_quick_form():
     known = json.loads(baseline.FILE.read_text())["ratios"]
-    assert all(0 < known[f"{name}, {Setup()}"]["eager"]["ratio"] < 2 for name in run.QUICK_OPS)
+    assert {f"{name}, {Setup()}" for name in run.QUICK_OPS} <= set(known)
+    # dispatch has no eager form in half precision; hint takes three times eager where Python is all that it costs.
+    unusual = {f"dispatch, {Setup(torch.bfloat16)}"}
+    unusual |= {f"hint, {Setup(dtype, size='small')}" for dtype in (torch.float32, torch.bfloat16)}
+    assert all(0 < x["eager"]["ratio"] < 2 for key, x in known.items() if key not in unusual)
 
 
 # ---------------------------------------------------------------------------------------------- growth

@@ -28,7 +28,7 @@ def constant_below(squares: Tensor) -> Tensor:
 
 
 class _Blocks:
-    """Blocks of logits (outer, classes, inner) as probabilities; rows that don't count have equal ones."""
+    """Blocks of logits (outer, classes, inner) as probabilities minus 1 / classes; 0 where rows don't count."""
 
     def __init__(self, student: Tensor, teacher: Tensor, valid: Tensor | None, temperature: float):
         self.logits, self.valid, self.temperature = (student, teacher), valid, temperature
@@ -48,7 +48,7 @@ class _Blocks:
     def _probabilities(self, x: Tensor, valid: Tensor | None) -> Tensor:
         x = wide(x) if valid is None else wide(x).masked_fill(~valid, 0)
         x = x if self.temperature == 1 else x / self.temperature
-        return _classes_last(x).softmax(1).view(x.shape)
+        return _classes_last(x).softmax(1).sub_(1 / self.classes).view(x.shape)
 
 
 def _classes_last(x: Tensor) -> Tensor:
@@ -82,7 +82,6 @@ class _Distances(torch.autograd.Function):
         means, squares = (small(like.new_zeros(3, blocks.classes)) for _ in "ms")
         by_row = like.new_empty((2, student.shape[0], 1, student.shape[2]))
         for place, mask, (q, p) in blocks:
-            q, p = (x.sub_(1 / blocks.classes) for x in (q, p))
             maps = q, p, q - p
             distance, *factors = _along_classes(maps, blocks.classes)
             for index, factor in enumerate(factors):
@@ -124,7 +123,6 @@ class _Distances(torch.autograd.Function):
         a_row, b_row = by_row * (inter_grad / count.to(inter_grad.dtype))
         blocks = _Blocks(student, teacher, valid, ctx.temperature)
         for place, mask, (q, p) in blocks:
-            q, p = (x.sub_(1 / blocks.classes) for x in (q, p))
             grad = torch.addcmul(shift, q, a_class)
             for x, factor in ((q, a_row[place]), (p, b_class), (p, b_row[place])):
                 grad.addcmul_(x, factor)
