@@ -187,9 +187,9 @@ struct Compress {
 
     double mean_grad = 0;
     for (int64_t j = 0; j < m; ++j) {
-      attention_grads[j] *= sample.inverse_groups;
+      attention_grads[j] = attention[j] == 0 ? 0.0 : attention_grads[j] * sample.inverse_groups;
       static_cast<A*>(a.attention_grads)[pair + j] = A(attention_grads[j]);
-      if (attention[j] != 0) mean_grad += attention[j] * attention_grads[j];
+      mean_grad += attention[j] * attention_grads[j];
     }
     for (int64_t j = 0; j < m; ++j) {
       score_grads[j] = a.scores != nullptr

@@ -185,7 +185,7 @@ struct Compress : torch::autograd::Function<Compress> {
         total = total.defined() ? total + through_distances : through_distances;
       }
       if (total.defined()) {
-        total = total.masked_fill(attention == 0, 0);  // of a layer that is left out it may be NaN
+        total = total.masked_fill(attention == 0, 0);  // the derivative of an entropy is infinite there
         results[students + 1] = attention * (total - (attention * total).sum(-1, true));
       }
     }

@@ -6,7 +6,8 @@ For n student maps and m teacher maps of any resolution, pooled to `grid` by the
     A_l[u]   = mean of map l over the valid positions in W_u
     a_l      = A_l / max(||A_l||, 1e-12)        over the whole map, or over each frame (row) by itself
     s_ij     = <a_i, a_j> / temperature         unless scores are given; per frame: the mean over valid frames
-    alpha_i  = softmax_j s_ij                   over the teacher layers that the mask allows
+    alpha_i  = softmax_j s_ij                   over the teacher layers that the mask allows; a layer of weight 0
+                                                takes no part, whatever its map holds
     c_i      = sum_j alpha_ij a_j
     d_i      = ||a_i - c_i||^2                  per frame: the mean over valid frames; in [0, 2]
 
@@ -198,7 +199,7 @@ def _backward(ctx, distance_grads, attention_out_grads, *_):
         total = torch.zeros_like(attention) if attention_out_grads is None else attention_out_grads
         if distance_grads is not None:
             total = total + distance_grads.unsqueeze(-1) * attention_grads
-        total = total.masked_fill(attention == 0, 0)  # of a layer that is left out it may be NaN
+        total = total.masked_fill(attention == 0, 0)  # the derivative of an entropy is infinite there
         score_grads = attention * (total - (attention * total).sum(-1, keepdim=True))
         score_grads = backends.refuse_second_derivative(score_grads)
     return student_grads, teacher_grads, score_grads, *[None] * 7

@@ -40,17 +40,18 @@ def forward(
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     attention = scores.softmax(-1)
-    error = a - torch.einsum("bnm,bmgu->bngu", attention, t)
+    error = a - _mix(attention, t)
     distances = error.square().sum((2, 3)) * inverse_groups[:, None]
     if not gradients:
         return distances, attention, attention.new_empty(0), attention.new_empty(0)
 
     attention_grads = -2 * torch.einsum("bngu,bmgu->bnm", error, t) * inverse_groups[:, None, None]
+    attention_grads = attention_grads.masked_fill(attention == 0, 0)
     a_grads = 2 * error * inverse_groups[:, None, None, None]
     if similar:
         score_grads = attention * (attention_grads - (attention * attention_grads).sum(-1, keepdim=True))
         score_grads = score_grads * inverse_groups[:, None, None] / temperature
-        a_grads = a_grads + torch.einsum("bnm,bmgu->bngu", score_grads, t)
+        a_grads = a_grads + _mix(score_grads, t)
     radial = torch.where(student_norm > EPS, (a * a_grads).sum(-1, keepdim=True), 0)
     map_grads = (a_grads - a * radial) / student_norm.clamp(min=EPS)
     return distances, attention, attention_grads, map_grads.reshape(*map_grads.shape[:2], *grid)
@@ -75,6 +76,12 @@ def _groups(like: Tensor, grid: list[int], per_frame: bool, rows: Tensor | None)
     if not per_frame:
         return 1, one
     return grid[0], one / grid[0] if rows is None else one / rows.sum(1).clamp(min=1)
+
+
+def _mix(weights: Tensor, t: Tensor) -> Tensor:
+    """sum_j weights_ij t_j without the layers of weight zero: what is left out may be NaN."""
+    columns = weights[..., None, None].unbind(2)
+    return sum((w * x.unsqueeze(1)).masked_fill(w == 0, 0) for w, x in zip(columns, t.unbind(1), strict=True))
 
 
 def _pool(x: Tensor, grid: list[int], lengths: Tensor | None, padded_length: int) -> Tensor:

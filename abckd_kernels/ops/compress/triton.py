@@ -138,6 +138,7 @@ def forward_kernel(
     attention = tl.exp(scores - tl.max(scores, 0))
     attention = attention / tl.sum(attention, 0)
     tl.store(attention_ptr + pair + j, attention, j < m)
+    products = tl.where(attention != 0, products, 0)  # what is left out may be NaN
 
     # Pass 2: the error a_i - c_i, summed from differences, and its products.
     distance = tl.zeros((), dtype)
@@ -152,7 +153,8 @@ def forward_kernel(
         for layer in range(0, m):
             t = load_rows(teacher, layer, sample, row, column, counts, POOLED, LENGTHS, INDEX)
             t, _ = normalised(t, item(inverse_norms, j, layer), PER_FRAME)
-            error -= item(attention, j, layer) * t
+            weight = item(attention, j, layer)
+            error -= tl.where(weight != 0, weight * t, 0)
         distance += tl.sum(error * error)
         if GRADIENTS:
             error_product += tl.sum(a * error)
@@ -164,7 +166,7 @@ def forward_kernel(
 
     # Pass 3: d distance / d map, through a_i, through the similarities, and back through the normalisation.
     if GRADIENTS:
-        attention_grads = -2 * error_products / groups
+        attention_grads = tl.where(attention != 0, -2 * error_products / groups, 0)
         tl.store(attention_grads_ptr + pair + j, attention_grads, j < m)
         score_grads = tl.zeros((TEACHERS,), dtype)
         if not HAS_SCORES:
@@ -180,7 +182,8 @@ def forward_kernel(
             for layer in range(0, m):
                 t = load_rows(teacher, layer, sample, row, column, counts, POOLED, LENGTHS, INDEX)
                 t, _ = normalised(t, item(inverse_norms, j, layer), PER_FRAME)
-                grad += (item(score_grads, j, layer) - 2 / groups * item(attention, j, layer)) * t
+                weight = item(score_grads, j, layer) - 2 / groups * item(attention, j, layer)
+                grad += tl.where(weight != 0, weight * t, 0)
             along = tl.sum(grad * a, 1)[:, None] if PER_FRAME else tl.zeros((ROWS, 1), dtype) + radial
             along = tl.where(inverse * EPS < 1, along, 0)  # below eps the norm is a constant
             grad = (grad - a * along) * inverse

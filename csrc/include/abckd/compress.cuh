@@ -242,9 +242,11 @@ __global__ void __launch_bounds__(kCompressThreads, kCompressBlocks) compress_at
 
     double with_student = 0, with_itself = 0;  // <c_i, a_i>, <c_i, c_i>
     for (int j = lane; j < m; j += kWarp) {
-      double with_target = 0;  // <a_j, c_i>
+      alpha_grads[j] = 0;
+      if (alpha[j] == 0) continue;  // what is left out may be NaN
+      double with_target = 0;       // <a_j, c_i>
       for (int k = 0; k < m; ++k) {
-        with_target += alpha[k] * similarities[product_of_teachers(j, k, n, m)] * of_teacher(j) * of_teacher(k);
+        if (alpha[k] != 0) with_target += alpha[k] * similarities[product_of_teachers(j, k, n, m)] * of_teacher(j) * of_teacher(k);
       }
       with_student += alpha[j] * similarity(j);
       with_itself += alpha[j] * with_target;
@@ -268,6 +270,8 @@ __global__ void __launch_bounds__(kCompressThreads, kCompressBlocks) compress_at
     for (int j = lane; j < m; j += kWarp) {
       const double of_score = a.scores != nullptr ? 0 : alpha[j] * (alpha_grads[j] - mean_grad) / a.temperature;
       const double factor = of_score - 2 * alpha[j];
+      factors[j] = 0;
+      if (alpha[j] == 0) continue;
       along_teachers += factor * similarity(j);
       factors[j] = factor * of_teacher(j) * of_student / groups;
     }
@@ -295,6 +299,7 @@ __device__ void compress_gradients(const CompressTable& table, int64_t blocks, c
 #pragma unroll
       for (int s = 0; s < kStudentsAtOnce; ++s) {
         const double factor = first + s < n ? of_sample[s * (m + 1) + j] : 0;
+        if (factor == 0) continue;
 #pragma unroll
         for (int i = 0; i < kCount; ++i) grads[s][i] += factor * teacher.values[i];
       }
@@ -345,7 +350,8 @@ __global__ void __launch_bounds__(kCompressThreads, kCompressBlocks)
         const double teacher = table.cell<A>(n + j, b, cell + column) * inverse_norm(n + j);
 #pragma unroll
         for (int s = 0; s < kStudentsAtOnce; ++s) {
-          if (first + s < n) grads[s] += of_sample[s * (m + 1) + j] * teacher;
+          const double factor = first + s < n ? of_sample[s * (m + 1) + j] : 0;
+          if (factor != 0) grads[s] += factor * teacher;
         }
       }
     };
