@@ -246,7 +246,8 @@ __global__ void __launch_bounds__(kCompressThreads, kCompressBlocks) compress_at
       if (alpha[j] == 0) continue;  // what is left out may be NaN
       double with_target = 0;       // <a_j, c_i>
       for (int k = 0; k < m; ++k) {
-        if (alpha[k] != 0) with_target += alpha[k] * similarities[product_of_teachers(j, k, n, m)] * of_teacher(j) * of_teacher(k);
+        if (alpha[k] == 0) continue;
+        with_target += alpha[k] * similarities[product_of_teachers(j, k, n, m)] * of_teacher(j) * of_teacher(k);
       }
       with_student += alpha[j] * similarity(j);
       with_itself += alpha[j] * with_target;
@@ -270,9 +271,7 @@ __global__ void __launch_bounds__(kCompressThreads, kCompressBlocks) compress_at
     for (int j = lane; j < m; j += kWarp) {
       const double of_score = a.scores != nullptr ? 0 : alpha[j] * (alpha_grads[j] - mean_grad) / a.temperature;
       const double factor = of_score - 2 * alpha[j];
-      factors[j] = 0;
-      if (alpha[j] == 0) continue;
-      along_teachers += factor * similarity(j);
+      if (factor != 0) along_teachers += factor * similarity(j);
       factors[j] = factor * of_teacher(j) * of_student / groups;
     }
     along += sum_over_lanes(along_teachers);
