@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from . import markdown
+
 MOVES_MUCH = 5.0  # a published form that moves more than so many times the compulsory bytes leaves room for a factor
 BACKEND = "cpu"
 
@@ -24,14 +26,14 @@ class Goal(NamedTuple):
     def missed(self) -> dict[str, float]:
         return {name: x for name, x in self.values.items() if (x > self.bound if self.is_most else x < self.bound)}
 
-    def line(self) -> str:
-        """Of the table: the worst value, and what misses the bound."""
+    def cells(self) -> list[str]:
+        """Of the table's row: the worst value, and what misses the bound."""
         if not self.values:
-            return f"| {self.text} | {self._bound} | - | not measured |"
+            return [self.text, self._bound, "-", "not measured"]
         worst = (max if self.is_most else min)(self.values.values())
         order = sorted(self.missed.items(), key=lambda pair: pair[1], reverse=self.is_most)
         missed = ", ".join(f"{name} {x:.2f}" for name, x in order)
-        return f"| {self.text} | {self._bound} | {worst:.2f} | {f'no: {missed}' if missed else 'yes'} |"
+        return [self.text, self._bound, f"{worst:.2f}", f"no: {missed}" if missed else "yes"]
 
     @property
     def _bound(self) -> str:
@@ -40,8 +42,7 @@ class Goal(NamedTuple):
 
 def text(rows: dict[str, dict], grown: dict | None) -> str:
     """The table of goals."""
-    head = "| goal | bound | worst | met |\n|---|---|---|---|\n"
-    return head + "".join(f"{goal.line()}\n" for goal in goals(rows, grown))
+    return markdown.table(["goal", "bound", "worst", "met"], [goal.cells() for goal in goals(rows, grown)]) + "\n"
 
 
 def goals(rows: dict[str, dict], grown: dict | None) -> list[Goal]:

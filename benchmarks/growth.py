@@ -15,6 +15,7 @@ from torch import Tensor
 
 from abckd_kernels import abc_loss
 
+from . import markdown
 from .devices import DEVICES, median_milliseconds
 from .measuring import machine
 
@@ -33,12 +34,13 @@ def measure(device: str = "cpu", start: tuple[int, ...] = START, factors: tuple[
 
 def text(found: dict) -> str:
     """The table of what `measure` gave."""
-    lines = ["| " + " | ".join(["", *(f"{factor} x" for factor in found["factors"]), "exponent"]) + " |"]
-    lines.append("|" + "---|" * (len(found["factors"]) + 2))
-    for name, axis in found["axes"].items():
-        times = [f"{x:.2f}" for x in axis["milliseconds"]]
-        lines.append("| " + " | ".join([name, *times, f"{axis['exponent']:.2f}"]) + " |")
-    return "\n".join(lines)
+    return markdown.table(
+        ["", *(f"{factor} x" for factor in found["factors"]), "exponent"],
+        [
+            [name, *(f"{x:.2f}" for x in axis["milliseconds"]), f"{axis['exponent']:.2f}"]
+            for name, axis in found["axes"].items()
+        ],
+    )
 
 
 def exponent(sizes: list[int], milliseconds: list[float]) -> float:

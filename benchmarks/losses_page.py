@@ -7,11 +7,12 @@ from pathlib import Path
 
 from abckd_kernels.losses.table import Entry
 
+from . import markdown
+
 PAGE = Path(__file__).parents[1] / "docs" / "losses.md"
 FORMS = ("eager", "compile", "ours")
-MEASURED_HEAD = """\
-| loss | dtype | eager ms | compile ms | ours ms | eager / ours | compile / ours | ours / limit | traffic eager | traffic ours | memory eager | memory compile | memory ours | one feature |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"""  # noqa: E501 - Markdown
+MEASURED = ("loss", "dtype", *(f"{form} ms" for form in FORMS), "eager / ours", "compile / ours", "ours / limit",
+            "traffic eager", "traffic ours", *(f"memory {form}" for form in FORMS), "one feature")  # fmt: skip
 HEAD = """# Losses
 
 Written by `python -m benchmarks.run --page`. All are in `abckd_kernels.losses`, as a function and as an nn.Module; `abckd_kernels.losses.table()`
@@ -53,34 +54,22 @@ def page(entries: Iterable[Entry]) -> str:
     return "\n".join([HEAD + _formulas(entries), MEANING, _measured(entries), ERRORS + _errors(entries), LEFT_OUT])
 
 
-def measured_row(name: str, row: dict) -> str:
-    """A line under MEASURED_HEAD."""
+def _measured_cells(name: str, row: dict) -> list[str]:
     eager, compiled, ours = (row["milliseconds"][form]["total"] for form in FORMS)
     ratios = f"{eager / ours:.1f}", f"{compiled / ours:.2f}", f"{ours / row['limit']['total']:.1f}"
     times = [f"{row['milliseconds'][form]['total']:.1f}" for form in FORMS]
     moved = [f"{row['traffic'][form]:.2f}" for form in ("eager", "ours")]
     held = [f"{row['memory_megabytes'][form]:.1f}" for form in FORMS]
-    cells = [name, row["dtype"], *times, *ratios, *moved, *held, f"{row['feature_megabytes']:.1f}"]
-    return _line(cells)
+    return [name, row["dtype"], *times, *ratios, *moved, *held, f"{row['feature_megabytes']:.1f}"]
 
 
 def _formulas(entries: list[Entry]) -> str:
-    lines = ["| loss | formula | source | op | learned parts | reproduces |", "|---|---|---|---|---|---|"]
+    rows = []
     for entry in entries:
         forms = ", ".join(f"`{form.__name__}`" for form in (entry.function, entry.module) if form)
-        lines.append(
-            _line(
-                [
-                    f"{entry.name}: {forms}",
-                    f"`{entry.formula}`",
-                    entry.paper,
-                    entry.op,
-                    entry.learned or "-",
-                    entry.reproduces or "-",
-                ]
-            )
-        )
-    return "\n".join(lines) + "\n"
+        what = f"{entry.name}: {forms}", f"`{entry.formula}`", entry.paper, entry.op
+        rows.append([*what, entry.learned or "-", entry.reproduces or "-"])
+    return markdown.table(["loss", "formula", "source", "op", "learned parts", "reproduces"], rows) + "\n"
 
 
 def _measured(entries: list[Entry]) -> str:
@@ -91,9 +80,10 @@ def _measured(entries: list[Entry]) -> str:
             machines.setdefault(place, []).append(entry)
     parts = []
     for place, found in machines.items():
-        rows = [measured_row(entry.name, entry.measured) for entry in found]
+        rows = [_measured_cells(entry.name, entry.measured) for entry in found]
         sizes = [f"- {entry.name}: {_sizes(entry.measured)}" for entry in found]
-        parts.append("\n".join([f"Machine: {place}.", "", MEASURED_HEAD, *rows, "", "Sizes:", "", *sizes, ""]))
+        speeds = markdown.table(MEASURED, rows)
+        parts.append("\n".join([f"Machine: {place}.", "", speeds, "", "Sizes:", "", *sizes, ""]))
     return "\n".join(parts)
 
 
@@ -112,7 +102,7 @@ def _shape(shape: list) -> str:
 def _errors(entries: list[Entry]) -> str:
     dtypes = ("float32", "bfloat16", "float16")
     titles = [f"{dtype} {what}" for dtype in dtypes for what in ("loss", "gradient", "zeros")]
-    lines = [_line(["loss", *titles]), "|" + "---|" * (1 + len(titles))]
+    rows = []
     for entry in entries:
         if entry.measured and "error" in entry.measured:
             found = entry.measured["error"]
@@ -126,9 +116,5 @@ def _errors(entries: list[Entry]) -> str:
                 for what in ("loss", "gradient", "zeros")
                 if dtype in found
             ]
-            lines.append(_line([entry.name, *cells, *["-"] * (len(titles) - len(cells))]))
-    return "\n".join(lines) + "\n"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            rows.append([entry.name, *cells, *["-"] * (len(titles) - len(cells))])
+    return markdown.table(["loss", *titles], rows) + "\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 from abckd_kernels.losses.table import MEASURED as OF_LOSSES
 from abckd_kernels.losses.table import table
 
-from . import goals, growth, losses_page, plots
+from . import goals, growth, losses_page, markdown, plots
 
 ROOT = Path(__file__).parents[1]
 MEASURED = Path(__file__).with_name("measured.json")
@@ -25,12 +25,10 @@ OF_README = ("abc", "tap", "compress")
 USUAL = {"size": "dns", "layout": "contiguous", "device": "cpu"}
 OF_A_LOSS = ("dtype", "student", "teacher", "note", "milliseconds", "limit", "traffic", "compulsory_megabytes",
              "memory_megabytes", "feature_megabytes", "error", "machine")  # fmt: skip
-SPEED_HEAD = """\
-| op | dtype | eager ms | compile ms | ours ms | spread | eager / ours | compile / ours | ours / limit | compile s |
-|---|---|---|---|---|---|---|---|---|---|"""
-NETWORK_HEAD = """\
-| loss | dtype | eager ms | compile ms | ours ms | compile / ours | share eager | share compile | share ours | peak eager | peak compile | peak ours | held eager | held compile | held ours |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"""  # noqa: E501 - Markdown
+SPEED = ("op", "dtype", *(f"{form} ms" for form in FORMS), "spread", "eager / ours", "compile / ours", "ours / limit",
+         "compile s")  # fmt: skip
+NETWORK = ("loss", "dtype", *(f"{form} ms" for form in FORMS), "compile / ours",
+           *(f"{what} {form}" for what in ("share", "peak", "held") for form in FORMS))  # fmt: skip
 NOTHING = "Not measured yet.\n"
 BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -90,34 +88,34 @@ def blocks(kept: dict) -> dict[str, str]:
     rows, grown = kept["rows"], kept["growth"]
     drawn = {file: f"![{file.stem}]({file.name})\n\n" for file in pictures(kept)}
     return {
-        "readme": _tables([row for row in _usual(rows) if row["op"] in OF_README], SPEED_HEAD, speed_row),
+        "readme": _tables([row for row in _usual(rows) if row["op"] in OF_README], SPEED, speed_cells),
         "goals": goals.text(rows, grown),
-        "speed": drawn.get(SPEED_PICTURE, "") + _tables(list(rows.values()), SPEED_HEAD, speed_row),
-        "network": _tables([row for row in rows.values() if row["network"]], NETWORK_HEAD, network_row),
+        "speed": drawn.get(SPEED_PICTURE, "") + _tables(list(rows.values()), SPEED, speed_cells),
+        "network": _tables([row for row in rows.values() if row["network"]], NETWORK, network_cells),
         "growth": drawn[GROWTH_PICTURE] + f"{place(grown['machine'])}\n\n{growth.text(grown)}\n" if grown else NOTHING,
     }
 
 
-def speed_row(row: dict) -> str:
-    """A line under SPEED_HEAD: forward + backward. spread: the quartiles of ours around its median."""
+def speed_cells(row: dict) -> list[str]:
+    """Under SPEED: forward + backward. spread: the quartiles of ours around its median."""
     times, limit = {form: x["total"] for form, x in row["milliseconds"].items()}, row["limit"]["total"]
     low, high = row["quartiles"]["ours"]["total"]
     ours = times["ours"]
     cells = [row["op"], row["dtype"], *(_number(times.get(form), ".2f") for form in FORMS)]
     cells += [f"-{(ours - low) / ours:.0%} +{(high - ours) / ours:.0%}"]
     cells += [_number(times[form] / ours if form in times else None, ".2f") for form in ("eager", "compile")]
-    return _line([*cells, f"{ours / limit:.2f}", _number(row["compile_seconds"], ".1f")])
+    return [*cells, f"{ours / limit:.2f}", _number(row["compile_seconds"], ".1f")]
 
 
-def network_row(row: dict) -> str:
-    """A line under NETWORK_HEAD: milliseconds of the loss in a step, its share of STEP, MB beyond the step without."""
+def network_cells(row: dict) -> list[str]:
+    """Under NETWORK: milliseconds of the loss in a step, its share of STEP, MB beyond the step without."""
     found = row["network"]
     times = {form: x["median"] for form, x in found["loss_milliseconds"].items()}
     cells = [row["op"], row["dtype"], *(_number(times.get(form), ".2f") for form in FORMS)]
     cells.append(_number(times["compile"] / times["ours"] if "compile" in times else None, ".2f"))
     cells += [_number(found["share"].get(form), ".1%") for form in FORMS]
     cells += [_number(found[what].get(form), ".1f") for what in ("peak_megabytes", "held_megabytes") for form in FORMS]
-    return _line(cells)
+    return cells
 
 
 def rates(row: dict) -> str:
@@ -150,19 +148,15 @@ def _usual(rows: dict[str, dict]) -> list[dict]:
     return [row for row in rows.values() if all(row[name] == value for name, value in USUAL.items())]
 
 
-def _tables(rows: list[dict], head: str, line) -> str:
+def _tables(rows: list[dict], titles: tuple[str, ...], cells) -> str:
     """A table for each machine, size and layout."""
     groups: dict[str, list[dict]] = {}
     for row in rows:
         what = f"Size {row['size']}, {row['layout']}, device {row['device']}. {place(row['machine'])}"
         groups.setdefault(what, []).append(row)
-    parts = ["\n".join([what, "", head, *map(line, found), ""]) for what, found in groups.items()]
+    parts = [f"{what}\n\n{markdown.table(titles, map(cells, found))}\n" for what, found in groups.items()]
     return "\n".join(parts) or NOTHING
 
 
 def _number(x: float | None, form: str) -> str:
     return "-" if x is None else f"{x:{form}}"
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from . import compiled_cuda, compulsory, traffic
+from . import compiled_cuda, compulsory, markdown, traffic
 from .compiled import Kernel, ToolMissing
 from .interpreter_counter import NotCounted
 from .occupancy import SCHEDULERS
@@ -174,19 +174,17 @@ def kernels_for(backend: str, arch: str) -> list[Kernel]:
 
 def table(predictions: list[Prediction]) -> str:
     """In Markdown. Steps are sums of their ops."""
-    lines = [
-        "| backend | op | dtype | B x T x F | predicted MB | predicted us | predicted memory us | predicted issue us "
-        "| predicted double us | assumed launch us | bound by |",
-        "|" + "---|" * 11,
+    titles = [
+        *("backend", "op", "dtype", "B x T x F", "predicted MB", "predicted us", "predicted memory us"),
+        *("predicted issue us", "predicted double us", "assumed launch us", "bound by"),
     ]
+    rows = []
     for one in predictions:
         issue = "-" if one.issue is None else f"{one.issue * 1e6:.1f}"
-        size = " x ".join(map(str, one.size))
-        lines.append(
-            f"| {one.backend} | {one.op} | {one.dtype} | {size} | {one.bytes / 1e6:.1f} | {one.total * 1e6:.1f} "
-            f"| {one.memory * 1e6:.1f} | {issue} | {one.double * 1e6:.1f} | {one.launch * 1e6:.0f} | {one.bound} |"
-        )
-    return "\n".join(lines)
+        what = (one.backend, one.op, one.dtype, " x ".join(map(str, one.size)), f"{one.bytes / 1e6:.1f}")
+        times = (f"{one.total * 1e6:.1f}", f"{one.memory * 1e6:.1f}", issue, f"{one.double * 1e6:.1f}")
+        rows.append([*what, *times, f"{one.launch * 1e6:.0f}", one.bound])
+    return markdown.table(titles, rows)
 
 
 def steps(predictions: list[Prediction]) -> str:
@@ -195,10 +193,11 @@ def steps(predictions: list[Prediction]) -> str:
     for one in predictions:
         key = one.backend, one.dtype, one.size
         totals[key] = totals.get(key, 0) + one.total
-    lines = ["| backend | dtype | B x T x F | whole step, predicted us |", "|---|---|---|---|"]
-    for (backend, dtype, size), total in totals.items():
-        lines.append(f"| {backend} | {dtype} | {' x '.join(map(str, size))} | {total * 1e6:.1f} |")
-    return "\n".join(lines)
+    rows = [
+        [backend, dtype, " x ".join(map(str, size)), f"{total * 1e6:.1f}"]
+        for (backend, dtype, size), total in totals.items()
+    ]
+    return markdown.table(["backend", "dtype", "B x T x F", "whole step, predicted us"], rows)
 
 
 def _size(text: str) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 
-from . import compiled_cuda, occupancy
+from . import compiled_cuda, markdown, occupancy
 from .compiled import Kernel
 
 PAGE = Path(__file__).parents[1] / "docs" / "resources.md"
@@ -79,10 +79,8 @@ def compiler(backend: str) -> str:
 
 def table(kernels: Iterable[Kernel]) -> str:
     """A row per kernel and variant, in Markdown."""
-    lines = [f"| kernel | variant | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for (name, variant), group in _grouped(kernels):
-        lines.append("| " + " | ".join([name, variant, *row(group)]) + " |")
-    return "\n".join(lines)
+    rows = [[name, variant, *row(group)] for (name, variant), group in _grouped(kernels)]
+    return markdown.table(["kernel", "variant", *COLUMNS], rows)
 
 
 def row(kernels: list[Kernel]) -> list[str]:
@@ -92,14 +90,12 @@ def row(kernels: list[Kernel]) -> list[str]:
 
 def worst(kernels: Iterable[Kernel]) -> str:
     """A row per kernel: the worst of all its variants and architectures, in Markdown."""
-    lines = [
-        "| kernel | registers | spills | stack | occupancy | instructions / load | barriers |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     by_name = sorted(kernels, key=lambda kernel: kernel.name)
     for name, group in groupby(by_name, key=lambda kernel: kernel.name):
         group = list(group)
         cells = [
+            name,
             _extreme(group, max, lambda kernel: kernel.registers, str),
             str(max(kernel.local_accesses for kernel in group)),
             str(max(kernel.stack for kernel in group)),
@@ -107,8 +103,9 @@ def worst(kernels: Iterable[Kernel]) -> str:
             _extreme(group, max, lambda kernel: kernel.instructions_per_load or 0, lambda most: _number(most or None)),
             _extreme(group, max, lambda kernel: kernel.loop_barriers, str),
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    titles = ["kernel", "registers", "spills", "stack", "occupancy", "instructions / load", "barriers"]
+    return markdown.table(titles, rows)
 
 
 def titled(kernels: dict[str, list[Kernel]]) -> Iterator[tuple[str, list[Kernel]]]:
@@ -120,19 +117,21 @@ def titled(kernels: dict[str, list[Kernel]]) -> Iterator[tuple[str, list[Kernel]
 
 
 def _occupancy_section() -> str:
-    limits = "\n".join(
-        f"| {arch} | {limit.warps} x {limit.warp_size} | {limit.blocks} | {limit.shared} | {limit.reserved} "
-        f"| {limit.registers} |"
+    titles = ["architecture", "warps", "blocks", "shared memory", "of it taken per block", "registers per scheduler"]
+    rows = [
+        [
+            arch,
+            f"{limit.warps} x {limit.warp_size}",
+            *map(str, (limit.blocks, limit.shared, limit.reserved, limit.registers)),
+        ]
         for arch, limit in occupancy.LIMITS.items()
-    )
+    ]
     formula = occupancy.__doc__.partition("\n\n")[2].strip()
     return f"""Occupancy
 
 {formula}
 
-| architecture | warps | blocks | shared memory | of it taken per block | registers per scheduler |
-|---|---|---|---|---|---|
-{limits}"""
+{markdown.table(titles, rows)}"""
 
 
 def _grouped(kernels: Iterable[Kernel]) -> list[tuple[tuple[str, str], list[Kernel]]]:

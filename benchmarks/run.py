@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from . import baseline, growth, pages, plots
+from . import baseline, growth, markdown, pages, plots
 from .correctness import Wrong
 from .measuring import keep_memory
 from .subjects import LAYOUTS, SIZES, Setup, able, subjects
@@ -94,7 +94,7 @@ def _measured(options: argparse.Namespace) -> tuple[dict[str, dict], list[str]]:
     """Rows by key, and what failed."""
     rows, failed = {}, []
     effort = QUICK if options.quick else Effort(options.repeats)
-    print(pages.SPEED_HEAD, flush=True)
+    print(markdown.head(pages.SPEED), flush=True)
     for name in options.op or (QUICK_OPS if options.quick else subjects()):
         for dtype in options.dtype or ("float32", "bfloat16"):
             setup = Setup(getattr(torch, dtype), options.size, options.layout, options.device)
@@ -110,7 +110,7 @@ def _measured(options: argparse.Namespace) -> tuple[dict[str, dict], list[str]]:
                 print(failed[-1], file=sys.stderr)
                 continue
             rows[f"{name}, {setup}"] = found
-            print(pages.speed_row(found), flush=True)
+            print(markdown.row(pages.speed_cells(found)), flush=True)
             if options.device == "cuda":
                 print(pages.rates(found), flush=True)
             for form, error in found["errors"].items():

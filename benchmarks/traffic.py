@@ -29,7 +29,7 @@ import torch
 
 from abckd_kernels import use_backend
 
-from . import traffic_cases
+from . import markdown, traffic_cases
 from .interpreter_counter import NotCounted
 
 ROOT = Path(__file__).parents[1]
@@ -158,18 +158,18 @@ def name_of(row: dict) -> str:
 
 def table(rows: list[dict]) -> str:
     """The rows in Markdown; a ratio above its gate is bold."""
-    lines = [
-        "| backend | op | case | shape | dtype | layout | means | moved MB | moved / compulsory | unique / compulsory "
-        "| sectors / ideal | by 16 bytes | kernels |",
-        "|" + "---|" * 13,
+    titles = [
+        *("backend", "op", "case", "shape", "dtype", "layout", "means", "moved MB", "moved / compulsory"),
+        *("unique / compulsory", "sectors / ideal", "by 16 bytes", "kernels"),
     ]
+    lines = []
     for row in rows:
         shown = [_ratio(row, name) for name in ("ratio", "unique_ratio", "sectors_over_ideal")]
         share = f"{row['share_16_byte']:.0%}" if "share_16_byte" in row else ""
         what = (row["backend"], row["op"], row["case"], _shape(row), row["dtype"], row["layout"])
         cells = (*what, "yes" if row["means"] else "no", f"{row['moved'] / 1e6:.2f}", *shown, share, row["kernel"])
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown.table(titles, lines)
 
 
 def _ratio(row: dict, name: str) -> str:

@@ -18,6 +18,7 @@ from benchmarks import (
     goals,
     gpu_parts,
     growth,
+    markdown,
     networks,
     pages,
     plots,
@@ -94,7 +95,7 @@ def test_every_subject_has_a_row(name):
     row = suite.row(ALL[name], TINY, BRIEF)
     assert set(row["milliseconds"]) == {"eager", "ours"} and not row["errors"]
     assert bool(row["network"]) == ALL[name].in_network
-    pages.speed_row(row)
+    assert len(pages.speed_cells(row)) == len(pages.SPEED)
 
 
 @pytest.mark.parametrize("name", ["abc", "at", "afd", "sp"])
@@ -130,7 +131,7 @@ def test_a_form_that_cannot_run_leaves_its_error():
     row = suite.row(planted("hint", published=fails, convention=None), TINY, BRIEF)
     assert set(row["milliseconds"]) == {"ours"} and row["errors"] == {"eager": "RuntimeError: planted"}
     assert set(row["network"]["milliseconds"]) == {"without", "ours"}
-    assert "| - |" in pages.speed_row(row)
+    assert "-" in pages.speed_cells(row)
 
 
 def test_forms_take_turns(monkeypatch):
@@ -312,10 +313,10 @@ def test_goals_of_a_row():
 @pytest.mark.parametrize(("is_most", "missed"), [(True, {"b": 2.0}), (False, {"a": 0.5})])
 def test_a_goal_names_what_misses_it(is_most, missed):
     goal = goals.Goal("x", is_most, 1, {"a": 0.5, "b": 2.0, "c": 1})
-    (name, value), line = *missed.items(), goal.line()
-    assert goal.missed == missed and line.endswith(f"| {value:.2f} | no: {name} {value:.2f} |")
-    assert goal._replace(values={"c": 1}).line().endswith("| 1.00 | yes |")
-    assert goal._replace(values={}).line().endswith("| - | not measured |")
+    ((name, value),) = missed.items()
+    assert goal.missed == missed and goal.cells()[2:] == [f"{value:.2f}", f"no: {name} {value:.2f}"]
+    assert goal._replace(values={"c": 1}).cells()[2:] == ["1.00", "yes"]
+    assert goal._replace(values={}).cells()[2:] == ["-", "not measured"]
 
 
 def test_growth_counts_in_both_directions():
@@ -374,7 +375,7 @@ def test_the_command_measures_writes_and_checks(elsewhere, monkeypatch, capsys):
     rows, picture = elsewhere / "rows.json", elsewhere / "rows.png"
     command(monkeypatch, *only, "--write", "--baseline", "--json", str(rows), "--plot", str(picture))
     (row,) = json.loads(rows.read_text()).values()
-    line = pages.speed_row(pages.rounded(row))
+    line = markdown.row(pages.speed_cells(pages.rounded(row)))
     assert re.search(r"\| at \| float32 \|", capsys.readouterr().out) and picture.stat().st_size > 1000
     assert line in (elsewhere / "page.md").read_text() and "speed.svg" in (elsewhere / "page.md").read_text()
     kept = json.loads((elsewhere / "losses.json").read_text())["losses"]

@@ -11,10 +11,6 @@ import suite  # noqa: E402
 outcomes = {}  # vector: whether it was reproduced
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "only(condition): the test is about losses for which condition(loss) holds")
-
-
 def pytest_addoption(parser):
     parser.addoption("--parity", action="store_true", help="list what became of every published number")
 
