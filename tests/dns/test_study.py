@@ -271,6 +271,8 @@ def test_entropy_of_attention():
     assert entropy(equal) == pytest.approx(1) and entropy(single) == 0
     half = {**equal, **{("r", teacher): float(teacher == "a") for teacher in "abcd"}}
     assert entropy(half) == pytest.approx(0.5)
+    over_students = {(student, teacher): 1 / 3 for student in "stu" for teacher in "abcd"}  # AFD's
+    assert entropy(over_students) == pytest.approx(1)
 
 
 @pytest.fixture

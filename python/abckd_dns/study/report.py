@@ -103,7 +103,8 @@ def _tables(config: Config, results: Results, finalists: Finalists) -> str:
     if attention:
         blocks += [
             "## Attention",
-            "Entropy of the attention: 1 for equal weights of all teacher layers, 0 for one layer.",
+            "Entropy of the attention of student layers over teacher layers (AFD: of teacher layers over student "
+            "layers), their mean: 1 for equal weights of all layers, 0 for a single one.",
         ]
         blocks += [attention]
     return "\n\n".join(blocks) + "\n"

@@ -96,6 +96,8 @@ def entropy(attention: dict[tuple[str, str], float]) -> float:
     for (student, _), weight in attention.items():
         by_student[student].append(weight)
     weights = np.array(list(by_student.values()))
+    if not np.allclose(weights.sum(axis=1), 1, atol=0.01):
+        weights = weights.T  # AFD's: each teacher layer chooses among student layers
     if weights.shape[1] == 1:
         return 0.0
     logs = np.log(weights, out=np.zeros_like(weights), where=weights > 0)
