@@ -171,6 +171,14 @@ def test_study_from_data_to_report(place, capsys):
     assert contents(place / "results") == before
 
 
+def test_committed_report_is_of_the_committed_results(tmp_path, monkeypatch):
+    committed = STUDIES.parent / study_config.load(STUDIES / "abckd.toml").results
+    shutil.copytree(committed, tmp_path / "docs" / "study")
+    monkeypatch.chdir(tmp_path)
+    main(["study", "--config", str(STUDIES / "abckd.toml"), "--report-only"])
+    assert (tmp_path / "docs/study/tables.md").read_text() == (committed / "tables.md").read_text()
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 

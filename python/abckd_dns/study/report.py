@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable
 from itertools import combinations
 
@@ -298,7 +299,7 @@ def _attention_figure(
         image = axes.imshow(matrix, vmin=0, vmax=1, cmap="viridis", aspect="auto")
         axes.set_xticks(range(len(columns)), columns, rotation=90)
         axes.set_yticks(range(len(rows)), rows)
-        axes.set_title(system)
+        axes.set_title(textwrap.fill(system, 22))
         axes.grid(False)
     figure.colorbar(image, ax=figure.axes, label="attention")
     return figure

@@ -100,8 +100,8 @@ def entropy(attention: dict[tuple[str, str], float]) -> float:
         weights = weights.T  # AFD's: each teacher layer chooses among student layers
     if weights.shape[1] == 1:
         return 0.0
-    logs = np.log(weights, out=np.zeros_like(weights), where=weights > 0)
-    return float(-(weights * logs).sum(axis=1).mean() / np.log(weights.shape[1]))
+    surprisal = np.log(np.divide(1, weights, out=np.ones_like(weights), where=weights > 0))
+    return float((weights * surprisal).sum(axis=1).mean() / np.log(weights.shape[1]))
 
 
 def write(config: Config, results: Results) -> None:
