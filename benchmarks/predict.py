@@ -174,10 +174,8 @@ def kernels_for(backend: str, arch: str) -> list[Kernel]:
 
 def table(predictions: list[Prediction]) -> str:
     """In Markdown. Steps are sums of their ops."""
-    titles = [
-        *("backend", "op", "dtype", "B x T x F", "predicted MB", "predicted us", "predicted memory us"),
-        *("predicted issue us", "predicted double us", "assumed launch us", "bound by"),
-    ]
+    titles = ("backend", "op", "dtype", "B x T x F", "predicted MB", "predicted us", "predicted memory us",
+              "predicted issue us", "predicted double us", "assumed launch us", "bound by")  # fmt: skip
     rows = []
     for one in predictions:
         issue = "-" if one.issue is None else f"{one.issue * 1e6:.1f}"

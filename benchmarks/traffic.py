@@ -158,18 +158,16 @@ def name_of(row: dict) -> str:
 
 def table(rows: list[dict]) -> str:
     """The rows in Markdown; a ratio above its gate is bold."""
-    titles = [
-        *("backend", "op", "case", "shape", "dtype", "layout", "means", "moved MB", "moved / compulsory"),
-        *("unique / compulsory", "sectors / ideal", "by 16 bytes", "kernels"),
-    ]
-    lines = []
+    titles = ("backend", "op", "case", "shape", "dtype", "layout", "means", "moved MB", "moved / compulsory",
+              "unique / compulsory", "sectors / ideal", "by 16 bytes", "kernels")  # fmt: skip
+    shown_rows = []
     for row in rows:
         shown = [_ratio(row, name) for name in ("ratio", "unique_ratio", "sectors_over_ideal")]
         share = f"{row['share_16_byte']:.0%}" if "share_16_byte" in row else ""
         what = (row["backend"], row["op"], row["case"], _shape(row), row["dtype"], row["layout"])
-        cells = (*what, "yes" if row["means"] else "no", f"{row['moved'] / 1e6:.2f}", *shown, share, row["kernel"])
-        lines.append(cells)
-    return markdown.table(titles, lines)
+        moved = f"{row['moved'] / 1e6:.2f}"
+        shown_rows.append([*what, "yes" if row["means"] else "no", moved, *shown, share, row["kernel"]])
+    return markdown.table(titles, shown_rows)
 
 
 def _ratio(row: dict, name: str) -> str:

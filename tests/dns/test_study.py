@@ -172,11 +172,12 @@ def test_study_from_data_to_report(place, capsys):
 
 
 def test_committed_report_is_of_the_committed_results(tmp_path, monkeypatch):
-    committed = STUDIES.parent / study_config.load(STUDIES / "abckd.toml").results
-    shutil.copytree(committed, tmp_path / "docs" / "study")
+    results = study_config.load(STUDIES / "abckd.toml").results
+    committed = STUDIES.parent / results
+    shutil.copytree(committed, tmp_path / results)
     monkeypatch.chdir(tmp_path)
     main(["study", "--config", str(STUDIES / "abckd.toml"), "--report-only"])
-    assert (tmp_path / "docs/study/tables.md").read_text() == (committed / "tables.md").read_text()
+    assert (tmp_path / results / "tables.md").read_text() == (committed / "tables.md").read_text()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

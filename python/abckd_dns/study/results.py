@@ -91,13 +91,16 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
 
 
 def entropy(attention: dict[tuple[str, str], float]) -> float:
-    """Mean over student layers of the entropy over teacher layers, 1 for equal weights, 0 for a single layer."""
+    """Mean over student layers of the entropy over teacher layers, 1 for equal weights, 0 for a single layer.
+
+    Of an attention that is a distribution over student layers (AFD's): over teacher layers of that over student layers.
+    """
     by_student = defaultdict(list)
     for (student, _), weight in attention.items():
         by_student[student].append(weight)
     weights = np.array(list(by_student.values()))
     if not np.allclose(weights.sum(axis=1), 1, atol=0.01):
-        weights = weights.T  # AFD's: each teacher layer chooses among student layers
+        weights = weights.T
     if weights.shape[1] == 1:
         return 0.0
     surprisal = np.log(np.divide(1, weights, out=np.ones_like(weights), where=weights > 0))
