@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from abckd_dns.errors import InputError
+from abckd_dns.networks import load_network, save_checkpoint
 from abckd_dns.prepared import PrepareOptions, prepare
 from abckd_dns.study.data import fetch_study_data
 from abckd_dns.train import TrainOptions, train
@@ -52,8 +53,16 @@ def _teacher(places: queue.Places, arguments: argparse.Namespace) -> None:
     train(TrainOptions(out=places.folder / "teacher", preset="teacher", prepared=mixtures, precision="bf16", **options))
 
 
+def _publish_teacher(places: queue.Places, arguments: argparse.Namespace) -> None:
+    """Put the trained teacher's weights, in half precision, where git has them."""
+    network = load_network(str(places.folder / "teacher"), "--folder")
+    _TEACHER.parent.mkdir(exist_ok=True)
+    save_checkpoint(_TEACHER, network.half())
+    print(f"{_TEACHER.name}: {_TEACHER.stat().st_size / 1e6:.2f} MB")
+
+
 def _public(places: queue.Places, arguments: argparse.Namespace) -> None:
-    """Score public denoisers, the own teacher and a student without KD on the study's test mixtures."""
+    """Score public denoisers, the own teacher and students without KD on the study's test mixtures (or --part dev)."""
     makers = dict(PUBLIC)
     if _TEACHER.exists():
         makers["own teacher, 8000 steps"] = partial(of_checkpoint, _TEACHER)
@@ -61,8 +70,8 @@ def _public(places: queue.Places, arguments: argparse.Namespace) -> None:
         student = places.run(queue.Run("", "labels", "none", 0.0, "constant", steps, 0)) / "average.pt"
         if student.exists():
             makers[f"student, no KD, {steps} steps"] = partial(_student, student)
-    path = queue.RESULTS / "public_test.csv"
-    scoring.score_table(makers, scoring.Scored("test", places.scored), path)
+    path = queue.RESULTS / f"public_{arguments.part}.csv"
+    scoring.score_table(makers, scoring.Scored(arguments.part, places.scored), path)
     print(scoring.summary(path))
 
 
@@ -99,7 +108,8 @@ def _diagnose(places: queue.Places, arguments: argparse.Namespace) -> None:
         diagnose.write("maps.csv", diagnose.maps(teacher, places), queue.RESULTS)
         if late.exists():
             diagnose.write("errors.csv", diagnose.errors(teacher, places, late), queue.RESULTS)
-        diagnose.write("gradients.csv", diagnose.gradients(teacher, places, losses), queue.RESULTS)
+        for rows in diagnose.gradients(teacher, places, losses):
+            diagnose.write("gradients.csv", rows, queue.RESULTS, key=("loss", "when"))
 
 
 def _report(places: queue.Places, arguments: argparse.Namespace) -> None:
@@ -115,6 +125,7 @@ def _confirm(places: queue.Places, arguments: argparse.Namespace) -> None:
 _COMMANDS = {
     "prepare": _prepare,
     "teacher": _teacher,
+    "publish-teacher": _publish_teacher,
     "public": _public,
     "check-teacher": _check_teacher,
     "run": _run,
@@ -134,6 +145,7 @@ def main() -> None:
         command.add_argument("--queue", type=Path, default=Path(__file__).with_name("queue.toml"))
         command.add_argument("--teacher", action="append", help="deepfilter or own; both by default")
         command.add_argument("--loss", action="append", help="of diagnose")
+        command.add_argument("--part", choices=list(scoring.COUNTS), default="test", help="of public")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)

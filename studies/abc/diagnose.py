@@ -8,7 +8,7 @@ gradients.csv    cosine of each loss's gradient with the supervised one, by stag
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -131,28 +131,31 @@ def errors(teacher: str, places: Places, student: Path) -> list[dict]:
     ]
 
 
-def gradients(teacher: str, places: Places, losses: list[str]) -> list[dict]:
-    """Cosines of sums over batches. "supervised again" is the supervised gradient on other batches: the ceiling."""
+def gradients(teacher: str, places: Places, losses: Sequence[str]) -> Iterator[list[dict]]:
+    """Cosines of sums over batches, loss by loss. "supervised again" is the supervised gradient on other batches: the
+    ceiling; "(other batches)" are a loss's own gradients on those."""
     cache = Cache(places.cache(teacher))
-    rows = []
+    batches = list(_batches(places, cache))
+    halves = batches[::2], batches[1::2]
+    states, references = {}, {}
     for when, steps in (("early", EARLY), ("late", LATE)):
         baseline = Run("", "labels", "none", 0.0, "constant", steps, 0)
         weights = places.run(baseline) / "average.pt"
         if not weights.exists():
             train(baseline, None, places.mixtures, float("nan"), weights.parent)
-        batches = list(_batches(places, cache))
-        halves = batches[::2], batches[1::2]
-        reference = _gradient(System(baseline, None), weights, halves[0], of_kd=False)
-        again = _gradient(System(baseline, None), weights, halves[1], of_kd=False)
-        rows += _cosines(teacher, "supervised again", when, again, reference)
-        for loss in losses:
-            system = System(Run(teacher, "labels", loss, 1.0, "constant", 1, 0), cache)
-            system.prepare(Segments(places.mixtures, cache, 0))
-            rows += _cosines(teacher, loss, when, _gradient(system, weights, halves[0], of_kd=True), reference)
-            rows += _cosines(
-                teacher, f"{loss} (other batches)", when, _gradient(system, weights, halves[1], of_kd=True), reference
-            )
-    return rows
+        states[when] = weights
+        system = System(baseline, None)
+        references[when] = _gradient(system, weights, halves[0], of_kd=False)
+        again = _gradient(system, weights, halves[1], of_kd=False)
+        yield _cosines(teacher, "supervised again", when, again, references[when])
+    for loss in losses:
+        system = System(Run(teacher, "labels", loss, 1.0, "constant", 1, 0), cache)
+        system.prepare(Segments(places.mixtures, cache, 0))
+        rows = []
+        for when, weights in states.items():
+            for name, half in zip((loss, f"{loss} (other batches)"), halves, strict=True):
+                rows += _cosines(teacher, name, when, _gradient(system, weights, half, of_kd=True), references[when])
+        yield rows
 
 
 def _gradient(system: System, weights: Path, batches: list[Batch], of_kd: bool) -> dict[str, Tensor]:
@@ -184,8 +187,9 @@ def _cosines(
     return rows
 
 
-def write(name: str, rows: list[dict], folder: Path) -> None:
-    """Rows of a teacher take the place of those that it had."""
-    path = folder / name
-    before = [row for row in scoring.read(path) if row["teacher"] != rows[0]["teacher"]]
+def write(name: str, rows: list[dict], folder: Path, key: tuple[str, ...] = ()) -> None:
+    """Rows of a teacher, and of the same `key` where one is given, take the place of those that it had."""
+    path, columns = folder / name, ("teacher", *key)
+    new = {tuple(row[column] for column in columns) for row in rows}
+    before = [row for row in scoring.read(path) if tuple(row[column] for column in columns) not in new]
     scoring.write(path, [*before, *rows])

@@ -145,7 +145,7 @@ def _do(run: Run, places: Places) -> None:
         table = scoring.read(RESULTS / "runs.csv")
         row = asdict(run) | {"unit": unit} | means | trained
         row |= {"score_seconds": time.process_time() - clock, "wall_seconds": time.monotonic() - begun}
-        table.append({name: f"{x:.5g}" if isinstance(x, float) else x for name, x in row.items()})
+        table.append(formatted(row))
         scoring.write(RESULTS / "runs.csv", table)
         _append_utterances(run, rows)
     print(f"{run.name}: {means['PESQ-WB']:.3f} PESQ, {means['SI-SDR (dB)']:.2f} dB", flush=True)
@@ -202,8 +202,13 @@ def _locked(path: Path, make: bool = False) -> Iterator[None]:
         yield
 
 
+def formatted(row: dict[str, object]) -> dict[str, str]:
+    return {name: f"{x:.5g}" if isinstance(x, float) else str(x) for name, x in row.items()}
+
+
 def key(run: Run) -> tuple[str, ...]:
-    return tuple(f"{x:.5g}" if isinstance(x, float) else str(x) for x in asdict(run).values())
+    """As the row of a finished run begins."""
+    return tuple(formatted(asdict(run)).values())
 
 
 def _done() -> set[tuple[str, ...]]:

@@ -162,7 +162,7 @@ def test_the_queue_does_a_run_once(places, tmp_path, monkeypatch):
 def _record(run: Run, folder: Path) -> None:
     rows = [dict.fromkeys(scoring.COLUMNS, 1.0 + index) for index in range(3)]
     table = scoring.read(folder / "runs.csv")
-    scoring.write(folder / "runs.csv", [*table, queue.asdict(run)])
+    scoring.write(folder / "runs.csv", [*table, queue.formatted(queue.asdict(run))])
     queue._append_utterances(run, rows)
 
 
