@@ -12,13 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from abckd_dns.errors import InputError
-from abckd_dns.networks import load_network, save_checkpoint
 from abckd_dns.prepared import PrepareOptions, prepare
-from abckd_dns.study.data import fetch_study_data
 from abckd_dns.train import TrainOptions, train
 
 from . import cache, confirm, deepfilter, diagnose, queue, report, scoring
+from .package import InputError, fetch_study_data, load_network, save_checkpoint
 from .public import PUBLIC, of_checkpoint
 from .segments import MIXTURES
 

@@ -29,12 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from abckd_dns.checkpoints import write_json
-from abckd_dns.errors import InputError
-from abckd_dns.networks import load_network
-from abckd_dns.stft import HOP, SAMPLE_RATE
-
 from . import deepfilter
+from .package import HOP, SAMPLE_RATE, InputError, load_network, write_json
 
 CHANNELS = 16  # kept of a layer
 _BANDS = 33  # kept of a layer at most
@@ -80,7 +76,7 @@ def with_features(network: nn.Module, noisy: Tensor) -> tuple[Tensor, Features]:
         features[stages[id(stage)]] = x = stage(x)
         return x
 
-    from abckd_dns.stft import compress
+    from .package import compress
 
     spectrum = network.stft(noisy)
     mask = network.estimate_mask(torch.stack(compress(spectrum), dim=1), run)

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from abckd_dns.stft import Stft
-
+from .package import Stft
 from .views import EPS, Loss, Shapes, View, attention_of, contrast, energy, on_bands, rooted, unit
 
 

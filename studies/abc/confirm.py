@@ -17,11 +17,19 @@ from pathlib import Path
 
 import soundfile
 
-from abckd_dns.audio import read_speech
-from abckd_dns.data import MixtureOptions, Mixtures
-from abckd_dns.errors import InputError
-from abckd_dns.package_audio import Clip, Collection, Package, fetch, game_sounds, read_manifest
-from abckd_dns.stft import SAMPLE_RATE
+from .package import (
+    SAMPLE_RATE,
+    Clip,
+    Collection,
+    InputError,
+    MixtureOptions,
+    Mixtures,
+    Package,
+    fetch,
+    game_sounds,
+    read_manifest,
+    read_speech,
+)
 
 PART = "confirmation"
 COUNT, SECONDS, SEED = 400, 4.0, 54321

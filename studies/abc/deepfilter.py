@@ -20,9 +20,8 @@ import onnxruntime
 import torch
 import torchaudio.functional
 
-from abckd_dns.stft import SAMPLE_RATE
-
 from . import wheels
+from .package import SAMPLE_RATE
 
 RATE = 48_000
 _FFT, _HOP, _BINS = 960, 480, 481

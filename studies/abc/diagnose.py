@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from abckd_dns.stft import Stft
-
 from . import scoring
 from .cache import Cache, with_features
+from .package import Stft
 from .queue import Places
 from .rig import Run, System, load_student, train
 from .segments import Batch, Segments

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from abckd_dns.errors import InputError
-
 from .cache import CHANNELS, Cache, with_features
 from .candidates import CANDIDATES
+from .package import InputError
 from .rivals import RIVALS, Stacked
 from .segments import LENGTH
 from .views import Loss, Shapes

@@ -9,11 +9,9 @@ import numpy as np
 import onnxruntime
 import torch
 
-from abckd_dns.networks import load_network
-from abckd_dns.stft import Stft
-
 from . import wheels
 from .deepfilter import DeepFilter
+from .package import Stft, load_network
 
 Denoise = Callable[[np.ndarray], np.ndarray]
 

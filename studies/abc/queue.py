@@ -21,11 +21,9 @@ from typing import Any
 
 import torch
 
-from abckd_dns.errors import InputError
-from abckd_dns.study.config import tomllib
-
 from . import scoring
 from .cache import Cache
+from .package import InputError, tomllib
 from .rig import Run, load_student, measure_unit, train
 
 RESULTS = Path(__file__).parent / "results"

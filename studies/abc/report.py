@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from abckd_dns.study.statistics import difference
-
 from . import scoring
+from .package import difference
 
 
 def _values(folder: Path) -> dict[str, dict[str, np.ndarray]]:

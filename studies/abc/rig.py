@@ -19,12 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from abckd_dns.checkpoints import write_atomically
-from abckd_dns.model import PRESETS, Denoiser
-from abckd_dns.objective import SpeechLoss
-
 from .cache import Cache, with_features
 from .losses import build, parameters_of, shapes_of
+from .package import PRESETS, Denoiser, SpeechLoss, write_atomically
 from .segments import Batch, Segments
 from .views import Loss, View
 

@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from abckd_dns.objective import SpeechLoss
-from abckd_kernels.losses import abc as library_abc
-from abckd_kernels.losses import afd, attention, hints, relations, response, semckd
-from abckd_kernels.losses.taps import Taps
+from abckd_kernels import losses as library
 
+from .package import SpeechLoss
 from .views import Loss, Shapes, View, energy
 
 
@@ -39,7 +37,7 @@ class Dispatch(Loss):
         self.options = options
 
     def forward(self, view: View) -> Tensor:
-        return response.dispatch_loss(view.output, view.response, view.clean, **self.options)
+        return library.dispatch_loss(view.output, view.response, view.clean, **self.options)
 
 
 class OnMaps(Loss):
@@ -85,8 +83,8 @@ class Tapped(Loss):
         self.module = make(shapes.student_channels, of_teacher, shapes.stage_mask if stage else None)
 
     def forward(self, view: View) -> Tensor:
-        student = Taps([energy(x) for x in view.student], [x.mean((2, 3)) for x in view.student])
-        teacher = Taps(list(view.maps), [x.mean((2, 3)) for x in view.features])
+        student = ([energy(x) for x in view.student], [x.mean((2, 3)) for x in view.student])
+        teacher = (list(view.maps), [x.mean((2, 3)) for x in view.features])
         return self.module.from_taps(student, teacher)[0]
 
 
@@ -96,7 +94,7 @@ class Semantic(Loss):
     def __init__(self, shapes: Shapes, **options: Any) -> None:
         super().__init__()
         of_teacher = [shapes.teacher_channels] * len(shapes.teacher_layers)
-        self.module = semckd.SemCKDLoss(shapes.student_channels, of_teacher, **options)
+        self.module = library.SemCKDLoss(shapes.student_channels, of_teacher, **options)
 
     def forward(self, view: View) -> Tensor:
         return self.module(list(view.student), list(view.features))
@@ -167,17 +165,17 @@ class PerFrameMaps(Loss):
             grid = tuple(min(a, b) for a, b in zip(view.student[i].shape[2:], view.maps[j].shape[1:], strict=True))
             one = view.maps[j].sqrt()[:, None]
             options = dict(scores="uniform", normalize="frame", grid=grid)
-            losses.append(library_abc.abc_loss([view.student[i]], [one], **options))
+            losses.append(library.abc_loss([view.student[i]], [one], **options))
         return torch.stack(losses).mean()
 
 
 _STUDY_AT = ("encoder.1", "encoder.3", "bottleneck", "decoder.1")
-_AT = _parameter_free(attention.at_loss)
-_SP = _parameter_free(relations.sp_loss)
+_AT = _parameter_free(library.at_loss)
+_SP = _parameter_free(library.sp_loss)
 
 
 def _abc(shapes: Shapes, stage: bool = False, **options: Any) -> Loss:
-    return Tapped(shapes, lambda s, t, mask: library_abc.ABCLoss(s, t, mask=mask, **options), stage)
+    return Tapped(shapes, lambda s, t, mask: library.ABCLoss(s, t, mask=mask, **options), stage)
 
 
 RIVALS: dict[str, Callable[..., Loss]] = {
@@ -187,23 +185,23 @@ RIVALS: dict[str, Callable[..., Loss]] = {
     "at_pairs": lambda shapes, **o: OnMaps(shapes, _AT(**o)()),
     "at_frame": lambda shapes: PerFrameMaps(shapes),
     "at_views": lambda shapes: OnMaps(shapes, _AT(views=("position", "time", "frequency"))()),
-    "afd": lambda shapes, **o: Tapped(shapes, lambda s, t, _: afd.AFDLoss(s, t, **o), False),
+    "afd": lambda shapes, **o: Tapped(shapes, lambda s, t, _: library.AFDLoss(s, t, **o), False),
     "abc": _abc,
     "semckd": Semantic,
-    "hint": lambda shapes: OnFeatures(shapes, lambda s, t: hints.HintLoss(s, t), ("bottleneck",), each=True),
-    "hint_pairs": lambda shapes: OnFeatures(shapes, lambda s, t: hints.HintLoss(s, t), each=True),
-    "vid": lambda shapes: OnFeatures(shapes, hints.VIDLoss),
-    "review": lambda shapes: OnFeatures(shapes, hints.ReviewLoss),
+    "hint": lambda shapes: OnFeatures(shapes, lambda s, t: library.HintLoss(s, t), ("bottleneck",), each=True),
+    "hint_pairs": lambda shapes: OnFeatures(shapes, lambda s, t: library.HintLoss(s, t), each=True),
+    "vid": lambda shapes: OnFeatures(shapes, library.VIDLoss),
+    "review": lambda shapes: OnFeatures(shapes, library.ReviewLoss),
     "sp": lambda shapes, **o: OnFeatures(shapes, _SP(**o), ("bottleneck", "decoder.3", "decoder.2")),
     "sp_pairs": lambda shapes, **o: OnFeatures(shapes, _SP(**o)),
-    "pkt": lambda shapes: OnFeatures(shapes, _parameter_free(relations.pkt_loss)()),
-    "rkd": lambda shapes: OnFeatures(shapes, _parameter_free(relations.rkd_loss)()),
-    "ickd": lambda shapes: OnFeatures(shapes, relations.ICKDLoss, each=True),
+    "pkt": lambda shapes: OnFeatures(shapes, _parameter_free(library.pkt_loss)()),
+    "rkd": lambda shapes: OnFeatures(shapes, _parameter_free(library.rkd_loss)()),
+    "ickd": lambda shapes: OnFeatures(shapes, library.ICKDLoss, each=True),
     "fsp": lambda shapes: OnFeatures(shapes, _same_width(_FspModule)),
-    "gram_frames": lambda shapes: OnFeatures(shapes, _parameter_free(relations.gram_loss)(axis="frames")),
-    "gram_bands": lambda shapes: OnFeatures(shapes, _parameter_free(relations.gram_loss)(axis="bands")),
-    "time_similarity": lambda shapes: OnFeatures(shapes, _parameter_free(relations.time_similarity_loss)()),
-    "frame_similarity": lambda shapes: OnFeatures(shapes, _parameter_free(relations.frame_similarity_loss)()),
+    "gram_frames": lambda shapes: OnFeatures(shapes, _parameter_free(library.gram_loss)(axis="frames")),
+    "gram_bands": lambda shapes: OnFeatures(shapes, _parameter_free(library.gram_loss)(axis="bands")),
+    "time_similarity": lambda shapes: OnFeatures(shapes, _parameter_free(library.time_similarity_loss)()),
+    "frame_similarity": lambda shapes: OnFeatures(shapes, _parameter_free(library.frame_similarity_loss)()),
 }
 
 
@@ -211,7 +209,7 @@ class _FspModule(nn.Module):
     """FSP between neighbouring layers of a list."""
 
     def forward(self, students: list[Tensor], teachers: list[Tensor]) -> Tensor:
-        return relations.fsp_loss(students, teachers)
+        return library.fsp_loss(students, teachers)
 
 
 __all__ = ["RIVALS", "Dispatch", "OnFeatures", "OnMaps", "Response", "Semantic", "Stacked", "Tapped"]

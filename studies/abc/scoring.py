@@ -10,11 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from abckd_dns.checkpoints import write_atomically
-from abckd_dns.data import MixtureOptions, Mixtures
-from abckd_dns.metrics import METRICS
-from abckd_dns.stft import SAMPLE_RATE
-from abckd_dns.study.data import fetch_study_data
+from .package import METRICS, SAMPLE_RATE, MixtureOptions, Mixtures, fetch_study_data, write_atomically
 
 SEED = 12345  # that of `abckd-dns study`: these are its mixtures
 COUNTS = {"dev": 100, "test": 200}
@@ -95,7 +91,7 @@ def write(path: Path, rows: Iterable[dict]) -> None:
 
 def summary(path: Path) -> str:
     """Means by system, as a Markdown table; in brackets half of the 95 % interval over utterances."""
-    from abckd_dns.metrics import mean_interval
+    from .package import mean_interval
 
     rows = read(path)
     lines = ["| | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]

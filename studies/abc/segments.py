@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from abckd_dns.errors import InputError
-from abckd_dns.stft import HOP
-
 from .cache import Cache
+from .package import HOP, InputError
 
 LENGTH = 64 * HOP  # 1.024 s
 FRAMES = 1 + LENGTH // HOP

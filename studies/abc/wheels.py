@@ -11,8 +11,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from abckd_dns.errors import InputError
-from abckd_dns.sources import user_cache
+from .package import InputError, user_cache
 
 
 @dataclass(frozen=True)
