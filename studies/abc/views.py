@@ -87,12 +87,12 @@ def unit(x: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
 
 def rooted(x: Tensor) -> Tensor:
     """sign(x) |x|^0.5 with a bounded slope: loud cells count less, as in the objective."""
-    return x * (x.square() + 1e-4).pow(-0.25)
+    return x * (x.square() + 1e-4).sqrt().rsqrt()
 
 
 def contrast(x: Tensor) -> Tensor:
     """Of an energy map (B, T, F): its fourth root, without its mean over bands, at norm 1 in every frame."""
-    x = (x + 1e-6).pow(0.25)
+    x = (x + 1e-6).sqrt().sqrt()
     return unit(x - x.mean(-1, keepdim=True))
 
 
