@@ -212,7 +212,15 @@ def compose(op: str, signature: str, make_kernel: Callable[[], Callable]) -> Cal
         _C.differentiate(op, _overload)
     else:
         _library.impl(op, make_kernel(), "CompositeImplicitAutograd")
-    return getattr(torch.ops.abckd, op).default
+    registered = getattr(torch.ops.abckd, op).default
+
+    def call(*arguments):
+        if torch.compiler.is_compiling():
+            # The backend is chosen below what Dynamo traces: a look at it makes compiled code depend on it.
+            forced() == "auto"  # noqa: B015
+        return registered(*arguments)
+
+    return call
 
 
 def _overload(op: str, device: str) -> str:

@@ -19,7 +19,7 @@ says whether a backward may follow; callers of the op do not see it.
 
 The op itself, `abckd::<op>`, returns the results that have a gradient; the others are for backward. It is composite:
 its kernel picks the backend (`backends.choose`, when forward and when backward run), records the derivative and calls
-`abckd::<op>_forward`, which is what torch.compile sees. csrc/torch/autograd.cpp is that kernel; `_composite` below does
+`abckd::<op>_forward`, which is what torch.compile sees. csrc/torch/autograd.cpp is that kernel; `composite` below does
 the same in Python, where there was no compiler.
 
 A gradient cannot be differentiated again, and there are no forward-mode derivatives: both are errors. What refuses is
@@ -61,8 +61,8 @@ def op(
         ("forward", forward, forward_shapes), ("backward", backward, backward_shapes)
     ):  # fmt: skip
         backends.define(f"{op_name}_{direction}", signature, folder=name, fake=shapes, native=tuple(native))
-    contract = Contract(op_name, forward, backward)
-    return backends.compose(op_name, contract.signature, lambda: _composite(contract))
+    contract = CONTRACTS[op_name] = Contract(op_name, forward, backward)
+    return backends.compose(op_name, contract.signature, lambda: composite(contract))
 
 
 class Contract:
@@ -85,6 +85,9 @@ class Contract:
         types = takes | makes
         returned = ", ".join(f"{types[result]} {result}" for result in self.results)
         self.signature = f"({', '.join(f'{takes[x]} {x}' for x in self.arguments)}) -> ({returned})"
+
+
+CONTRACTS: dict[str, Contract] = {}  # by name of the op
 
 
 def _fields(part: str) -> dict[str, str]:
@@ -114,7 +117,7 @@ class _Refuse(torch.autograd.Function):
 
 
 class _Anchor(torch.autograd.Function):
-    """An empty tensor that hangs on `x` in the graph: what backward keeps of a tensor that it does not read."""
+    """An empty tensor that hangs on `x` in the graph: for a refusal to be connected to, without keeping `x`."""
 
     @staticmethod
     def forward(ctx, x):
@@ -122,7 +125,7 @@ class _Anchor(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        raise RuntimeError("second derivatives of abckd_kernels' ops don't exist")
+        return None
 
 
 # ------------------------------------------------------------------------------------- the composite kernel in Python
@@ -136,7 +139,9 @@ class _Call(NamedTuple):
     places: dict[str, range]
 
 
-def _composite(contract: Contract) -> Callable:
+def composite(contract: Contract) -> Callable:
+    """The op in Python, differentiable."""
+
     def kernel(*values):
         arguments = dict(zip(contract.arguments, values, strict=True))
         tensors, places = [], {}
