@@ -1,5 +1,6 @@
 // Compiled once per instruction set, inside a namespace of its own. Needs ABCKD_ISA, ABCKD_VECTOR_BYTES, ABCKD_TABLE.
 #include "vector.inl"
+#include "dispatch.inl"
 #include "exponential.inl"
 #include "power.inl"
 #include "tap.inl"

@@ -34,9 +34,8 @@ Place place(int64_t task, const TapArguments& a, const Layers& layer_of) {
   return {l, sample, block, begin, std::min(begin + block_size(layer), positions(layer)), frames * layer.bands};
 }
 
-template <Dtype D, int kPower>
+template <typename S, int kPower>  // S: Storage
 struct Tap {
-  using S = Storage<D>;
   using E = typename S::Element;
   using A = typename S::Accumulator;
   using V = Vec<A>;
@@ -262,21 +261,21 @@ struct Tap {
   }
 };
 
-#define ABCKD_DISPATCH_TAP(function, ...)                                                                              \
-  switch (arguments.dtype) {                                                                                           \
-    case Dtype::f32: return arguments.power == 2 ? Tap<Dtype::f32, 2>::function(__VA_ARGS__) : Tap<Dtype::f32, 1>::function(__VA_ARGS__);     \
-    case Dtype::f64: return arguments.power == 2 ? Tap<Dtype::f64, 2>::function(__VA_ARGS__) : Tap<Dtype::f64, 1>::function(__VA_ARGS__);     \
-    case Dtype::bf16: return arguments.power == 2 ? Tap<Dtype::bf16, 2>::function(__VA_ARGS__) : Tap<Dtype::bf16, 1>::function(__VA_ARGS__);  \
-    case Dtype::f16: return arguments.power == 2 ? Tap<Dtype::f16, 2>::function(__VA_ARGS__) : Tap<Dtype::f16, 1>::function(__VA_ARGS__);     \
-  }
+// Calls function(Tap<...>{}) for the features' dtype and the power.
+template <typename Function>
+inline void with_tap(const TapArguments& arguments, const Function& function) {
+  with_storage(arguments.dtype, [&](auto storage) {
+    using S = decltype(storage);
+    arguments.power == 2 ? function(Tap<S, 2>{}) : function(Tap<S, 1>{});
+  });
+}
 
 static void tap_forward(const TapArguments& arguments, const TapLayer* layers, int64_t count, Threads threads) {
-  ABCKD_DISPATCH_TAP(forward, arguments, layers, count, threads)
+  with_tap(arguments, [&](auto tap) { tap.forward(arguments, layers, count, threads); });
 }
 
 static void tap_backward(const TapArguments& arguments, const TapBackwardLayer* layers, int64_t count, Threads threads) {
-  ABCKD_DISPATCH_TAP(backward, arguments, layers, count, threads)
+  with_tap(arguments, [&](auto tap) { tap.backward(arguments, layers, count, threads); });
 }
-#undef ABCKD_DISPATCH_TAP
 
 }  // namespace abckd::cpu::ABCKD_ISA

@@ -59,14 +59,16 @@ int64_t partial_bytes(const TapArguments& a, const TapLayer& layer) {
 }
 
 template <bool kMeans>
-void launch_forward(const TapTable<TapForward>& table, Dtype dtype, bool channels_last, unsigned blocks, cudaStream_t stream) {
-  with_element(dtype, [&](auto element) {
+cudaError_t launch_forward(const TapTable<TapForward>& table, Dtype dtype, bool channels_last, unsigned blocks,
+                           cudaStream_t stream) {
+  return with_element(dtype, [&](auto element) {
     using E = decltype(element);
     if (channels_last) {
       ABCKD_LAUNCH((tap_rows_kernel<E, kMeans>), blocks, kThreads, 0, stream, table);
     } else {
       ABCKD_LAUNCH((tap_planes_kernel<E, kMeans>), blocks, kThreads, 0, stream, table);
     }
+    return cudaGetLastError();
   });
 }
 
@@ -79,8 +81,7 @@ cudaError_t forward_of_kind(const TapArguments& a, const TapLayer* layers, int64
     if (blocks == 0) return cudaSuccess;
     if (too_many(blocks) || too_many(mean_blocks)) return cudaErrorInvalidConfiguration;
     const auto launch = means ? launch_forward<true> : launch_forward<false>;
-    launch(table, a.dtype, channels_last, static_cast<unsigned>(blocks), stream);
-    cudaError_t status = cudaGetLastError();
+    cudaError_t status = launch(table, a.dtype, channels_last, static_cast<unsigned>(blocks), stream);
     if (means && status == cudaSuccess) {
       const auto grid = static_cast<unsigned>(mean_blocks);
       if (a.dtype == Dtype::f64) {
@@ -120,7 +121,7 @@ cudaError_t backward_of_kind(const TapArguments& a, const TapBackwardLayer* laye
   const auto flush = [&]() -> cudaError_t {
     if (blocks == 0) return cudaSuccess;
     if (too_many(blocks)) return cudaErrorInvalidConfiguration;
-    with_element(a.dtype, [&](auto element) {
+    const cudaError_t status = with_element(a.dtype, [&](auto element) {
       using E = decltype(element);
       const auto grid = static_cast<unsigned>(blocks);
       if (channels_last) {
@@ -128,10 +129,11 @@ cudaError_t backward_of_kind(const TapArguments& a, const TapBackwardLayer* laye
       } else {
         ABCKD_LAUNCH((tap_backward_kernel<E, false>), grid, kThreads, 0, stream, table);
       }
+      return cudaGetLastError();
     });
     table.layers = 0;
     blocks = 0;
-    return cudaGetLastError();
+    return status;
   };
   for (int64_t l = 0; l < count; ++l) {
     const TapLayer& layer = layers[l].layer;
