@@ -180,22 +180,18 @@ _library = torch.library.Library("abckd", "FRAGMENT")
 def define(op: str, signature: str, *, folder: str, function: str, fake: Callable, native: tuple[str, ...]):
     """Register an op in the dispatcher.
 
-    op: its name. signature: arguments and results in the dispatcher's schema language, equal to the schema that the
-    extension declares. folder: the package that holds reference.py and triton.py, each with the Python implementation
-    `function`; they are imported when first used. fake: shapes and dtypes of the results. native: the backends for
-    which this version has C++ kernels.
+    op: its name. signature: arguments and results in the dispatcher's schema language; the C++ functions have the same
+    types. folder: the package that holds reference.py and triton.py, each with the Python implementation `function`;
+    they are imported when first used. fake: shapes and dtypes of the results. native: the backends for which this
+    version has C++ kernels.
 
     Raises ImportError if an extension of another version is installed.
     """
     _OPS[op] = (*native, "triton", "reference")
-    if not hasattr(torch.ops.abckd, op):
+    try:
         _library.define(f"{op}{signature}")
-    declared, expected = (
-        str(schema)
-        for schema in (getattr(torch.ops.abckd, op).default._schema, torch._C.parse_schema(f"abckd::{op}{signature}"))
-    )
-    if declared != expected:
-        raise ImportError(f"abckd_kernels._C was built from another version: it has {declared}, expected {expected}")
+    except RuntimeError as error:  # the dispatcher compares the schema with the types of the extension's functions
+        raise ImportError(f"abckd_kernels._C was built from another version, build it anew: {error}") from error
     _library.impl(op, lambda *args: _fallback(op, args), "CompositeExplicitAutograd")
     torch.library.register_fake(f"abckd::{op}", fake, lib=_library)
     for backend in ("triton", "reference"):

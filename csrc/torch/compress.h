@@ -12,7 +12,7 @@ struct CompressLaunchers {
   void (*backward)(const CompressBackwardArguments&);
 };
 
-// Arguments and results are those of the schemas in library.cpp. Raise TypeError or ValueError, naming the argument.
+// Arguments and results are those of the schemas in abckd_kernels/ops. Raise TypeError or ValueError, naming the argument.
 std::tuple<Tensor, Tensor, Tensor, Tensor> compress_forward(const CompressLaunchers&, at::TensorList student_maps,
                                                             at::TensorList teacher_maps, const MaybeTensor& scores,
                                                             const MaybeTensor& mask, at::IntArrayRef grid, bool per_frame,

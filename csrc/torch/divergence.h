@@ -10,7 +10,7 @@ struct DivergenceLaunchers {
   void (*backward)(const DivergenceBackwardArguments&);
 };
 
-// Arguments and results are those of the schemas in library.cpp. Raise TypeError or ValueError, naming the argument.
+// Arguments and results are those of the schemas in abckd_kernels/ops. Raise TypeError or ValueError, naming the argument.
 std::tuple<Tensor, Tensor> divergence_forward(const DivergenceLaunchers&, const Tensor& student, const Tensor& teacher,
                                               const MaybeTensor& ignore, int64_t kind, double beta, double temperature,
                                               bool gradients);

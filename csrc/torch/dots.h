@@ -10,7 +10,7 @@ struct DotsLaunchers {
   void (*backward)(const DotsBackwardArguments&);
 };
 
-// Arguments and results are those of the schemas in library.cpp. Raise TypeError or ValueError, naming the argument.
+// Arguments and results are those of the schemas in abckd_kernels/ops. Raise TypeError or ValueError, naming the argument.
 Tensor dots_forward(const DotsLaunchers&, const Tensor& x, const Tensor& y);
 
 Tensor dots_backward(const DotsLaunchers&, const Tensor& factors, const Tensor& x, const Tensor& y);

@@ -12,7 +12,7 @@ struct GramLaunchers {
   void (*backward)(const GramBackwardArguments&);
 };
 
-// Arguments and results are those of the schemas in library.cpp. Raise TypeError or ValueError, naming the argument.
+// Arguments and results are those of the schemas in abckd_kernels/ops. Raise TypeError or ValueError, naming the argument.
 Tensor gram_forward(const GramLaunchers&, const Tensor& x, std::string_view axis, bool shifted);
 
 Tensor gram_backward(const GramLaunchers&, const Tensor& grad, const Tensor& x, std::string_view axis, bool shifted);

@@ -12,7 +12,7 @@ struct PointwiseLaunchers {
   void (*backward)(const PointwiseBackwardArguments&);
 };
 
-// Arguments and results are those of the schemas in library.cpp. Raise TypeError or ValueError, naming the argument.
+// Arguments and results are those of the schemas in abckd_kernels/ops. Raise TypeError or ValueError, naming the argument.
 Tensor pointwise_forward(const PointwiseLaunchers&, const Tensor& student, const Tensor& teacher, const MaybeTensor& third,
                          const MaybeTensor& per_channel, std::string_view kind, double parameter, const MaybeTensor& lengths,
                          int64_t padded_length);

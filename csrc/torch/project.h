@@ -10,7 +10,7 @@ struct ProjectLaunchers {
   void (*backward)(const ProjectBackwardArguments&);
 };
 
-// Arguments and results are those of the schemas in library.cpp. Raise TypeError or ValueError, naming the argument.
+// Arguments and results are those of the schemas in abckd_kernels/ops. Raise TypeError or ValueError, naming the argument.
 Tensor project_forward(const ProjectLaunchers&, const Tensor& student, const Tensor& weight, at::TensorList teachers,
                        const MaybeTensor& bias, const MaybeTensor& attention, const MaybeTensor& lengths, int64_t padded_length);
 

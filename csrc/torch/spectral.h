@@ -11,7 +11,7 @@ struct SpectralLaunchers {
   void (*backward)(const SpectralArguments&);
 };
 
-// Arguments and results are those of the schemas in library.cpp. Raise TypeError or ValueError, naming the argument.
+// Arguments and results are those of the schemas in abckd_kernels/ops. Raise TypeError or ValueError, naming the argument.
 std::tuple<Tensor, Tensor> spectral_forward(const SpectralLaunchers&, const Tensor& student, const Tensor& teacher, double exponent,
                                             double eps, const MaybeTensor& lengths, int64_t padded_length);
 

@@ -11,7 +11,7 @@ struct TapLaunchers {
   void (*backward)(const TapArguments&, const TapBackwardLayer*, int64_t layers);
 };
 
-// Arguments and results are those of the schemas in library.cpp. Raise TypeError or ValueError, naming the argument.
+// Arguments and results are those of the schemas in abckd_kernels/ops. Raise TypeError or ValueError, naming the argument.
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> tap_forward(const TapLaunchers&, at::TensorList features, int64_t power,
                                                                  bool means, const MaybeTensor& lengths, int64_t padded_length);
 
