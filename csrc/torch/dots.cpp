@@ -1,5 +1,5 @@
 // dots over torch's tensors: checks, and memory for the results.
-#include "dots.h"
+#include "ops.h"
 
 namespace abckd {
 namespace {
@@ -18,18 +18,18 @@ void check(const Tensor& x, const Tensor& y) {
 
 }  // namespace
 
-Tensor dots_forward(const DotsLaunchers& launchers, const Tensor& x, const Tensor& y) {
+Tensor dots_forward(const Device& device, const Tensor& x, const Tensor& y) {
   check(x, y);
   const OnDeviceOf current(x);
   const Tensor rows = x.contiguous(), others = y.contiguous();
   const Tensor dots = at::empty({x.size(0), x.size(1), kDotProducts}, x.options().dtype(at::kDouble));
   DotsArguments a = arguments_of(rows, others);
   a.dots = dots.mutable_data_ptr<double>();
-  if (dots.numel() > 0) launchers.forward(a);
+  if (dots.numel() > 0) device.dots_forward(a);
   return dots;
 }
 
-Tensor dots_backward(const DotsLaunchers& launchers, const Tensor& factors, const Tensor& x, const Tensor& y) {
+Tensor dots_backward(const Device& device, const Tensor& factors, const Tensor& x, const Tensor& y) {
   check(x, y);
   check_shape("factors", factors, {x.size(0), x.size(1), 3});
   check_device("factors", factors, x.device());
@@ -37,7 +37,7 @@ Tensor dots_backward(const DotsLaunchers& launchers, const Tensor& factors, cons
   const Tensor rows = x.contiguous(), others = y.contiguous(), given = factors.to(at::kDouble).contiguous();
   const Tensor result = empty_as(rows);
   if (result.numel() > 0) {
-    launchers.backward({arguments_of(rows, others), given.const_data_ptr<double>(), result.mutable_data_ptr()});
+    device.dots_backward({arguments_of(rows, others), given.const_data_ptr<double>(), result.mutable_data_ptr()});
   }
   return result;
 }
