@@ -189,7 +189,7 @@ def define(op: str, signature: str, *, folder: str, fake: Callable, native: tupl
     _OPS[op] = (*native, "triton", "reference")
     try:
         _library.define(f"{op}{signature}")
-    except RuntimeError as error:
+    except RuntimeError as error:  # the dispatcher compares the schema with the types of the extension's functions
         raise ImportError(f"abckd_kernels._C was built from another version, reinstall: {error}") from error
     _library.impl(op, lambda *args: _fallback(op, args), "CompositeExplicitAutograd")
     torch.library.register_fake(f"abckd::{op}", fake, lib=_library)

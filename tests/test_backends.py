@@ -63,6 +63,22 @@ def test_all_overloads_have_one_schema(op):
     assert {"default", "triton", "reference"} <= set(packet.overloads()) and len(schemas) == 1
 
 
+OTHER_VERSION = """
+import torch
+define = torch.library.Library.define
+def with_one_argument_less(self, schema, *args, **kwargs):
+    return define(self, schema.replace("_forward(Tensor x, Tensor y)", "_forward(Tensor x)"), *args, **kwargs)
+torch.library.Library.define = with_one_argument_less
+import abckd_kernels
+"""
+
+
+@native
+def test_an_extension_of_another_version_is_named():
+    result = python("-c", OTHER_VERSION)
+    assert "ImportError: abckd_kernels._C was built from another version" in result.stderr
+
+
 @native
 def test_auto_takes_the_compiled_kernels_for_cpu_tensors():
     assert {backends.choose(op, "cpu") for op in OPS} == {"cpu"}

@@ -2,9 +2,8 @@
 // Everything is double from the first product on, which for halves and floats makes products exact.
 namespace abckd::cpu::ABCKD_ISA {
 
-template <Dtype D>
+template <typename S>  // Storage
 struct Dots {
-  using S = Storage<D>;
   using E = typename S::Element;
   using A = typename S::Accumulator;
   using V = Vec<A>;
@@ -117,21 +116,12 @@ struct Dots {
   }
 };
 
-#define ABCKD_DISPATCH_DOTS(dtype, function, ...)                      \
-  switch (dtype) {                                                     \
-    case Dtype::f32: return Dots<Dtype::f32>::function(__VA_ARGS__);   \
-    case Dtype::f64: return Dots<Dtype::f64>::function(__VA_ARGS__);   \
-    case Dtype::bf16: return Dots<Dtype::bf16>::function(__VA_ARGS__); \
-    case Dtype::f16: return Dots<Dtype::f16>::function(__VA_ARGS__);   \
-  }
-
 static void dots_forward(const DotsArguments& arguments, Threads threads) {
-  ABCKD_DISPATCH_DOTS(arguments.dtype, forward, arguments, threads)
+  with_storage(arguments.dtype, [&](auto storage) { Dots<decltype(storage)>::forward(arguments, threads); });
 }
 
 static void dots_backward(const DotsBackwardArguments& arguments, Threads threads) {
-  ABCKD_DISPATCH_DOTS(arguments.dots.dtype, backward, arguments, threads)
+  with_storage(arguments.dots.dtype, [&](auto storage) { Dots<decltype(storage)>::backward(arguments, threads); });
 }
-#undef ABCKD_DISPATCH_DOTS
 
 }  // namespace abckd::cpu::ABCKD_ISA

@@ -1,5 +1,5 @@
 // divergence over torch's tensors: checks, and memory for the results.
-#include "divergence.h"
+#include "ops.h"
 
 namespace abckd {
 namespace {
@@ -23,7 +23,7 @@ void check(const Tensor& student, const Tensor& teacher, int64_t kind, double te
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> divergence_forward(const DivergenceLaunchers& launchers, const Tensor& student, const Tensor& teacher,
+std::tuple<Tensor, Tensor> divergence_forward(const Device& device, const Tensor& student, const Tensor& teacher,
                                               const MaybeTensor& ignore, int64_t kind, double beta, double temperature,
                                               bool gradients) {
   check(student, teacher, kind, temperature);
@@ -43,11 +43,11 @@ std::tuple<Tensor, Tensor> divergence_forward(const DivergenceLaunchers& launche
   const Tensor saved = gradients ? at::empty({divergence_saved(a.of.kind), rows}, options) : at::empty({0}, options);
   a.values = values.mutable_data_ptr();
   a.saved = gradients ? saved.mutable_data_ptr() : nullptr;
-  if (rows > 0) launchers.forward(a);
+  if (rows > 0) device.divergence_forward(a);
   return {values, saved};
 }
 
-Tensor divergence_backward(const DivergenceLaunchers& launchers, const Tensor& value_grads, const Tensor& student,
+Tensor divergence_backward(const Device& device, const Tensor& value_grads, const Tensor& student,
                            const Tensor& teacher, const Tensor& saved, int64_t kind, double beta, double temperature) {
   check(student, teacher, kind, temperature);
   const OnDeviceOf current(student);
@@ -61,7 +61,7 @@ Tensor divergence_backward(const DivergenceLaunchers& launchers, const Tensor& v
   const Tensor s = student.contiguous(), t = teacher.contiguous(), kept = saved.contiguous();
   const Tensor grads = value_grads.to(wide).contiguous(), result = empty_as(s);
   if (rows > 0) {
-    launchers.backward({describe(s, t, kind, beta, temperature), grads.const_data_ptr(), kept.const_data_ptr(),
+    device.divergence_backward({describe(s, t, kind, beta, temperature), grads.const_data_ptr(), kept.const_data_ptr(),
                         result.mutable_data_ptr()});
   }
   return result;

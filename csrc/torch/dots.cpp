@@ -1,5 +1,5 @@
 // dots over torch's tensors: checks, and memory for the results.
-#include "dots.h"
+#include "ops.h"
 
 namespace abckd {
 namespace {
@@ -18,18 +18,18 @@ void check(const Tensor& x, const Tensor& y) {
 
 }  // namespace
 
-Tensor dots_forward(const DotsLaunchers& launchers, const Tensor& x, const Tensor& y) {
+Tensor dots_forward(const Device& device, const Tensor& x, const Tensor& y) {
   check(x, y);
   const OnDeviceOf current(x);
   const Tensor rows = x.contiguous(), others = y.contiguous();
   const Tensor dots = at::empty({x.size(0), x.size(1), kDotProducts}, x.options().dtype(at::kDouble));
   DotsArguments a = arguments_of(rows, others);
   a.dots = dots.mutable_data_ptr<double>();
-  if (dots.numel() > 0) launchers.forward(a);
+  if (dots.numel() > 0) device.dots_forward(a);
   return dots;
 }
 
-std::tuple<Tensor, Tensor> dots_backward(const DotsLaunchers& launchers, const Tensor& grad_products, const Tensor& x,
+std::tuple<Tensor, Tensor> dots_backward(const Device& device, const Tensor& grad_products, const Tensor& x,
                                          const Tensor& y, c10::List<bool> needed) {
   check(x, y);
   check_shape("grad_products", grad_products, {x.size(0), x.size(1), kDotProducts});
@@ -41,7 +41,7 @@ std::tuple<Tensor, Tensor> dots_backward(const DotsLaunchers& launchers, const T
   const Tensor of_x = result(0), of_y = result(1);
   const auto pointer = [&](int index, const Tensor& grad) { return needed.get(index) ? grad.mutable_data_ptr() : nullptr; };
   if (rows.numel() > 0) {
-    launchers.backward({arguments_of(rows, others), grads.const_data_ptr<double>(), pointer(0, of_x), pointer(1, of_y)});
+    device.dots_backward({arguments_of(rows, others), grads.const_data_ptr<double>(), pointer(0, of_x), pointer(1, of_y)});
   }
   return {of_x, of_y};
 }

@@ -1,5 +1,5 @@
 // project over torch's tensors: checks, memory for the results, and the pointers and sizes that launchers want.
-#include "project.h"
+#include "ops.h"
 
 namespace abckd {
 namespace {
@@ -59,21 +59,22 @@ struct Operands {
 
 }  // namespace
 
-Tensor project_forward(const ProjectLaunchers& launchers, const Tensor& student, const Tensor& weight, at::TensorList teachers,
-                       const MaybeTensor& bias, const MaybeTensor& attention, const MaybeTensor& lengths, int64_t padded_length) {
+Tensor project_forward(const Device& device, const Tensor& student, const Tensor& weight, at::TensorList teachers,
+                       const MaybeTensor& bias, const MaybeTensor& attention, const MaybeTensor& lengths,
+                       int64_t padded_length) {
   const OnDeviceOf current(student);
   Operands operands(student, weight, teachers, bias, attention, lengths, padded_length);
   const Tensor errors = at::empty({student.size(0)}, operands.weight.options());
   operands.arguments.errors = errors.mutable_data_ptr();
-  launchers.forward(operands.arguments);
+  device.project_forward(operands.arguments);
   return errors;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> project_backward(const ProjectLaunchers& launchers, const Tensor& error_grads,
-                                                            const Tensor& student, const Tensor& weight, at::TensorList teachers,
-                                                            const MaybeTensor& bias, const MaybeTensor& attention,
-                                                            const MaybeTensor& lengths, int64_t padded_length,
-                                                            c10::List<bool> needed) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> project_backward(const Device& device, const Tensor& error_grads,
+                                                            const Tensor& student, const Tensor& weight,
+                                                            at::TensorList teachers, const MaybeTensor& bias,
+                                                            const MaybeTensor& attention, const MaybeTensor& lengths,
+                                                            int64_t padded_length, c10::List<bool> needed) {
   const OnDeviceOf current(student);
   const Operands operands(student, weight, teachers, bias, attention, lengths, padded_length);
   TORCH_CHECK_VALUE(needed.size() == 4, "needed: expected 4 items, got ", needed.size());
@@ -92,7 +93,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> project_backward(const ProjectLaunche
   make(1, backward.weight_grad, [&] { return sums({a.teacher_channels, a.student_channels}); });
   make(2, backward.bias_grad, [&] { return sums({a.teacher_channels}); });
   make(3, backward.attention_grad, [&] { return sums({a.batch, a.teacher_count}); });
-  launchers.backward(backward);
+  device.project_backward(backward);
   return {results[0], results[1], results[2], results[3]};
 }
 
