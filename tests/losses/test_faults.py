@@ -224,7 +224,7 @@ WRONG_PADDING = [
     ({"lengths": "long"}, TypeError, "lengths"),
     ({"lengths": [1, 2, 3]}, ValueError, "lengths"),
     ({"lengths": [1, 2, 3, 4], "padded_length": "8"}, TypeError, "padded_length"),
-    ({"lengths": [1, 2, 3, 4], "padded_length": 8.0}, TypeError, "padded_length"),
+    ({"lengths": [1, 2, 3, 4], "padded_length": 8.0}, ValueError, "padded_length"),
     ({"lengths": [1, 2, 3, 4], "padded_length": True}, TypeError, "padded_length"),
     ({"lengths": [1, 2, 3, 4], "padded_length": 0}, ValueError, "padded_length"),
 ]
