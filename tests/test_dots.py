@@ -89,13 +89,11 @@ def test_gradcheck(backend):
 def test_opcheck(layout):
     x, y = (layout(cases.feature((2, 3, 4, 5), seed=seed)).detach() for seed in (0, 1))
     for overload in ("default", "reference"):
-        torch.library.opcheck(
-            getattr(torch.ops.abckd.dots_forward, overload), (x.clone().requires_grad_(), y.clone().requires_grad_())
-        )
-        torch.library.opcheck(
-            getattr(torch.ops.abckd.dots_backward, overload), (torch.randn(2, 3, 3).double(), x, y),
-            test_utils=("test_schema", "test_faketensor"),
-        )  # fmt: skip
+        torch.library.opcheck(getattr(torch.ops.abckd.dots_forward, overload), (x, y))
+        for needed in ([True, True], [True, False], [False, True]):
+            torch.library.opcheck(
+                getattr(torch.ops.abckd.dots_backward, overload), (torch.randn(2, 3, 7).double(), x, y, needed)
+            )
 
 
 def test_upstream_gradients_of_stride_zero(backend):

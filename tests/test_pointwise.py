@@ -263,11 +263,11 @@ def test_opcheck(kind, overload):
     packet = torch.ops.abckd
     forward, backward = (getattr(getattr(packet, f"pointwise_{name}"), overload) for name in ("forward", "backward"))
     parameter = KINDS[kind].parameter or 0.0
-    for student, teacher, lengths in ((s, t, None), (s_last.requires_grad_(), t, LENGTHS), (s, t_last, LENGTHS)):
-        arguments = student, teacher, third, per_channel, kind, parameter, lengths, 6
-        torch.library.opcheck(forward, arguments)
-        detached = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
-        torch.library.opcheck(backward, (torch.randn(2, 3), *detached))
+    for student, teacher, lengths in ((s, t, None), (s_last, t, LENGTHS), (s, t_last, LENGTHS)):
+        given = student, teacher, third, per_channel, kind, parameter, lengths, 6
+        arguments = [x.detach() if isinstance(x, torch.Tensor) else x for x in given]
+        torch.library.opcheck(forward, tuple(arguments))
+        torch.library.opcheck(backward, (torch.randn(2, 3), *arguments))
 
 
 @each_kind

@@ -321,10 +321,11 @@ def overloads(op):
 
 
 def arguments(problem):
-    return (
+    given = (
         problem.student, problem.weight, problem.teachers, problem.bias, problem.attention,
         problem.padding["lengths"], 6,
     )  # fmt: skip
+    return tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in given)
 
 
 @pytest.mark.parametrize("op", overloads("project_forward"))
@@ -337,11 +338,10 @@ def test_opcheck_forward(op, layout):
 
 
 @pytest.mark.parametrize("op", overloads("project_backward"))
-@pytest.mark.parametrize("wanted", [[True] * 4, [True, False, True, False], [False, True, False, False]], ids=str)
-def test_opcheck_backward(op, wanted):
+@pytest.mark.parametrize("needed", [[True] * 4, [True, False, True, False], [False, True, False, False]], ids=str)
+def test_opcheck_backward(op, needed):
     problem = Problem((2, 3, 6, 4), 5, torch.bfloat16, teachers=2, attention=True, lengths=(6, 2))
-    given = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments(problem)]
-    torch.library.opcheck(op, (problem.error_grads, *given, wanted))
+    torch.library.opcheck(op, (problem.error_grads, *arguments(problem), needed))
 
 
 def test_compiles_without_a_break():

@@ -317,7 +317,7 @@ def test_opcheck(overload, layout):
         rest = (0.3, 1e-12, lengths, 6)
         grads = torch.ones(2), torch.ones(2)
         forward = getattr(torch.ops.abckd.spectral_forward, overload)
-        torch.library.opcheck(forward, (student.clone().requires_grad_(), teacher, *rest))
+        torch.library.opcheck(forward, (student, teacher, *rest))
         torch.library.opcheck(getattr(torch.ops.abckd.spectral_backward, overload), (*grads, student, teacher, *rest))
 
 

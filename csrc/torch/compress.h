@@ -19,8 +19,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> compress_forward(const CompressLaunch
                                                             double temperature, const MaybeTensor& lengths,
                                                             int64_t padded_length, bool gradients);
 
-std::vector<Tensor> compress_backward(const CompressLaunchers&, const Tensor& distance_grads, const Tensor& map_grads,
-                                      at::IntArrayRef sizes, const MaybeTensor& lengths, int64_t padded_length);
+std::tuple<std::vector<Tensor>, Tensor> compress_backward(const CompressLaunchers&, const MaybeTensor& grad_distances,
+                                                          const MaybeTensor& grad_attention, const Tensor& attention,
+                                                          const Tensor& attention_grads, const Tensor& map_grads,
+                                                          at::IntArrayRef sizes, const MaybeTensor& lengths,
+                                                          int64_t padded_length, c10::List<bool> needed);
 
 template <const CompressLaunchers& kLaunchers>
 void implement_compress(torch::Library& library) {

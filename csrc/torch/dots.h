@@ -13,7 +13,8 @@ struct DotsLaunchers {
 // Arguments and results are those of the schemas in library.cpp. Raise TypeError or ValueError, naming the argument.
 Tensor dots_forward(const DotsLaunchers&, const Tensor& x, const Tensor& y);
 
-Tensor dots_backward(const DotsLaunchers&, const Tensor& factors, const Tensor& x, const Tensor& y);
+std::tuple<Tensor, Tensor> dots_backward(const DotsLaunchers&, const Tensor& grad_products, const Tensor& x, const Tensor& y,
+                                         c10::List<bool> needed);
 
 template <const DotsLaunchers& kLaunchers>
 void implement_dots(torch::Library& library) {

@@ -1,4 +1,4 @@
-// The dispatcher's schemas, and the CPU kernels behind them.
+// The CPU kernels behind the dispatcher's ops, whose schemas are in abckd_kernels/ops.
 #include <ATen/Parallel.h>
 
 #include "../cpu/kernels.h"
@@ -67,51 +67,6 @@ constexpr DotsLaunchers kDots{
 };
 
 }  // namespace
-
-// Equal to the schemas in abckd_kernels/ops, which check that they are.
-TORCH_LIBRARY(abckd, library) {
-  library.def(
-      "tap_forward(Tensor[] features, int power, bool means, Tensor? lengths, SymInt padded_length)"
-      " -> (Tensor[], Tensor[])");
-  library.def(
-      "tap_backward(Tensor?[] grads, Tensor[] features, Tensor?[] map_grads, Tensor?[] mean_grads,"
-      " int power, Tensor? lengths, SymInt padded_length) -> Tensor[]");
-  library.def(
-      "compress_forward(Tensor[] student_maps, Tensor[] teacher_maps, Tensor? scores, Tensor? mask, SymInt[] grid,"
-      " bool per_frame, float temperature, Tensor? lengths, SymInt padded_length, bool gradients)"
-      " -> (Tensor, Tensor, Tensor, Tensor)");
-  library.def(
-      "compress_backward(Tensor distance_grads, Tensor map_grads, SymInt[] sizes, Tensor? lengths,"
-      " SymInt padded_length) -> Tensor[]");
-  library.def(
-      "pointwise_forward(Tensor student, Tensor teacher, Tensor? third, Tensor? per_channel, str kind, float parameter,"
-      " Tensor? lengths, SymInt padded_length) -> Tensor");
-  library.def(
-      "pointwise_backward(Tensor grad, Tensor student, Tensor teacher, Tensor? third, Tensor? per_channel, str kind,"
-      " float parameter, Tensor? lengths, SymInt padded_length) -> Tensor[]");
-  library.def("gram_forward(Tensor x, str axis, bool shifted) -> Tensor");
-  library.def("gram_backward(Tensor grad, Tensor x, str axis, bool shifted) -> Tensor");
-  library.def(
-      "spectral_forward(Tensor student, Tensor teacher, float exponent, float eps, Tensor? lengths,"
-      " SymInt padded_length) -> (Tensor, Tensor)");
-  library.def(
-      "spectral_backward(Tensor magnitude_grads, Tensor complex_grads, Tensor student, Tensor teacher, float exponent,"
-      " float eps, Tensor? lengths, SymInt padded_length) -> Tensor");
-  library.def(
-      "divergence_forward(Tensor student, Tensor teacher, Tensor? ignore, int kind, float beta, float temperature,"
-      " bool gradients) -> (Tensor, Tensor)");
-  library.def(
-      "divergence_backward(Tensor value_grads, Tensor student, Tensor teacher, Tensor saved, int kind, float beta,"
-      " float temperature) -> Tensor");
-  library.def(
-      "project_forward(Tensor student, Tensor weight, Tensor[] teachers, Tensor? bias, Tensor? attention,"
-      " Tensor? lengths, SymInt padded_length) -> Tensor");
-  library.def(
-      "project_backward(Tensor error_grads, Tensor student, Tensor weight, Tensor[] teachers, Tensor? bias,"
-      " Tensor? attention, Tensor? lengths, SymInt padded_length, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
-  library.def("dots_forward(Tensor x, Tensor y) -> Tensor");
-  library.def("dots_backward(Tensor factors, Tensor x, Tensor y) -> Tensor");
-}
 
 TORCH_LIBRARY_IMPL(abckd, CPU, library) {
   implement_tap<kTap>(library);

@@ -17,7 +17,7 @@ Tensor pointwise_forward(const PointwiseLaunchers&, const Tensor& student, const
                          const MaybeTensor& per_channel, std::string_view kind, double parameter, const MaybeTensor& lengths,
                          int64_t padded_length);
 
-std::vector<Tensor> pointwise_backward(const PointwiseLaunchers&, const Tensor& grad, const Tensor& student, const Tensor& teacher,
+std::tuple<Tensor, Tensor> pointwise_backward(const PointwiseLaunchers&, const Tensor& grad, const Tensor& student, const Tensor& teacher,
                                        const MaybeTensor& third, const MaybeTensor& per_channel, std::string_view kind,
                                        double parameter, const MaybeTensor& lengths, int64_t padded_length);
 

@@ -73,10 +73,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> project_backward(const ProjectLaunche
                                                             const Tensor& student, const Tensor& weight, at::TensorList teachers,
                                                             const MaybeTensor& bias, const MaybeTensor& attention,
                                                             const MaybeTensor& lengths, int64_t padded_length,
-                                                            c10::List<bool> wanted) {
+                                                            c10::List<bool> needed) {
   const OnDeviceOf current(student);
   const Operands operands(student, weight, teachers, bias, attention, lengths, padded_length);
-  TORCH_CHECK_VALUE(wanted.size() == 4, "wanted: expected 4 items, got ", wanted.size());
+  TORCH_CHECK_VALUE(needed.size() == 4, "needed: expected 4 items, got ", needed.size());
   check_shape("error_grads", error_grads, {student.size(0)});
   check_device("error_grads", error_grads, student.device());
   const Tensor grads = error_grads.to(operands.weight.scalar_type()).contiguous();
@@ -84,8 +84,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> project_backward(const ProjectLaunche
   ProjectBackwardArguments backward{a, grads.const_data_ptr(), nullptr, nullptr, nullptr, nullptr};
   Tensor results[4];
   const auto make = [&](int index, void*& pointer, auto&& tensor) {
-    results[index] = wanted.get(index) ? tensor() : at::empty({0}, (index == 0 ? student : operands.weight).options());
-    if (wanted.get(index)) pointer = results[index].mutable_data_ptr();
+    results[index] = needed.get(index) ? tensor() : at::empty({0}, (index == 0 ? student : operands.weight).options());
+    if (needed.get(index)) pointer = results[index].mutable_data_ptr();
   };
   const auto sums = [&](at::IntArrayRef shape) { return at::empty(shape, operands.weight.options()); };
   make(0, backward.student_grad, [&] { return empty_as(operands.student); });

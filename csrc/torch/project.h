@@ -17,7 +17,7 @@ Tensor project_forward(const ProjectLaunchers&, const Tensor& student, const Ten
 std::tuple<Tensor, Tensor, Tensor, Tensor> project_backward(const ProjectLaunchers&, const Tensor& error_grads, const Tensor& student,
                                                             const Tensor& weight, at::TensorList teachers, const MaybeTensor& bias,
                                                             const MaybeTensor& attention, const MaybeTensor& lengths,
-                                                            int64_t padded_length, c10::List<bool> wanted);
+                                                            int64_t padded_length, c10::List<bool> needed);
 
 template <const ProjectLaunchers& kLaunchers>
 void implement_project(torch::Library& library) {

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import backends
+from ...ops.contract import connect_refusal
 from ...ops.pointwise import check_parameter
 from ...ops.shapes import accumulation_dtype, is_channels_last
 from ..features import Padding
@@ -155,10 +156,10 @@ class _ProjectedSums(torch.autograd.Function):
         for part, target, valid, upstream, result in _chunks(len(weight), x, t, lengths, grad, of_x):
             y = _product(part, weight, bias)
             target = target.to(y.dtype)
-            (own,) = kernel(upstream, y, target, None, per_channel, kind, parameter, valid, padded_length)
+            own, _ = kernel(upstream, y, target, None, per_channel, kind, parameter, valid, padded_length)
             result.copy_(_product(own, weight.T))
             of_weight, of_bias = of_weight + _of_weight(own, part), of_bias + _of_bias(own)
-        fresh = (backends.refuse_second_derivative(x) for x in (of_x, of_weight, of_bias))
+        fresh = (connect_refusal(result, x, weight, bias, grad) for result in (of_x, of_weight, of_bias))
         return *fresh, *[None] * 6
 
 
@@ -231,4 +232,4 @@ class _Moments(torch.autograd.Function):
         shift = mean_grad / ctx.divisor - matrix @ mean
         grad = torch.baddbmm(shift[:, None], matrix.expand(len(x), -1, -1), x)
         grad = grad if valid is None else grad * valid[:, None]
-        return backends.refuse_second_derivative(grad), None, None
+        return connect_refusal(grad, x, mean_grad, covariance_grad), None, None

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...backends import refuse_second_derivative
+from ...ops.contract import connect_refusal
 from ...ops.gram import gram
 from ...ops.shapes import accumulation_dtype
 from ..arithmetic import inverse, root, small
@@ -56,8 +56,8 @@ class _Products(torch.autograd.Function):
     def backward(ctx, grad):
         x, y = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            of_x = refuse_second_derivative(_matmul(grad, y, x)) if ctx.needs_input_grad[0] else None
-            of_y = refuse_second_derivative(_matmul(grad.mT, x, y)) if ctx.needs_input_grad[1] else None
+            of_x = connect_refusal(_matmul(grad, y, x), x, y, grad) if ctx.needs_input_grad[0] else None
+            of_y = connect_refusal(_matmul(grad.mT, x, y), x, y, grad) if ctx.needs_input_grad[1] else None
         return of_x, of_y
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...backends import refuse_second_derivative
+from ...ops.contract import connect_refusal
 from ...ops.shapes import frame_mask
 from ...ops.spectral.spectra import COMPLEX_DTYPES
 from ..checks import check_choice, check_number
@@ -184,7 +184,7 @@ class _PatchErrors(torch.autograd.Function):
         own, target = ctx.saved_tensors
         magnitude = own.abs()
         factor = ctx.patches.spread_((magnitude - target).div_(magnitude), 2 * grads)
-        return refuse_second_derivative(own * factor.masked_fill_(magnitude == 0, 0)), None, None
+        return connect_refusal(own * factor.masked_fill_(magnitude == 0, 0), own, grads), None, None
 
 
 class _Selected(NamedTuple):

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..triton_layers import count_valid, first_tiles, launch, pick
+from . import score_gradients
 
 EPS = tl.constexpr(1e-12)
 
@@ -282,8 +283,28 @@ def forward(
 
 
 def backward(
+    grad_distances: Tensor | None,
+    grad_attention: Tensor | None,
+    attention: Tensor,
+    attention_grads: Tensor,
+    map_grads: Tensor,
+    student_maps_sizes: list[int],
+    lengths: Tensor | None,
+    padded_length: int,
+    needed: list[bool],
+) -> tuple[list[Tensor], Tensor]:
+    maps = []
+    if needed[0] and grad_distances is not None:
+        maps = _spread(grad_distances, map_grads, student_maps_sizes, lengths, padded_length)
+    if not needed[1]:
+        return maps, attention.new_empty(0)
+    return maps, score_gradients(grad_distances, grad_attention, attention, attention_grads)
+
+
+def _spread(
     distance_grads: Tensor, map_grads: Tensor, sizes: list[int], lengths: Tensor | None, padded_length: int
 ) -> list[Tensor]:
+    """The gradients of the student maps: those of the grid, spread over the windows."""
     batch, _, *grid = map_grads.shape
     results = [map_grads.new_empty((batch, *size)) for size in zip(sizes[::2], sizes[1::2], strict=True)]
     frames, bands = tuple(sizes[::2]), tuple(sizes[1::2])

@@ -298,14 +298,14 @@ def backward(
     parameter: float,
     lengths: Tensor | None,
     padded_length: int,
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor]:
     s = dense(student)
     grad = grad.to(accumulation_dtype(s.dtype)).contiguous()
     programs, sizes, constants = _plan(s, Tile.of(s), kind, parameter, lengths)
-    results = [empty_like(s) for _ in range(1 if third is None else 2)]
+    results = empty_like(s), s.new_empty(0) if third is None else empty_like(s)
     launch(
         backward_kernel, programs, s,
-        grad, *_operands(s, teacher, third, per_channel), results[0], results[-1], *sizes, parameter,
+        grad, *_operands(s, teacher, third, per_channel), *results, *sizes, parameter,
         grad if lengths is None else lengths.contiguous(), padded_length, **constants,
     )  # fmt: skip
     return results

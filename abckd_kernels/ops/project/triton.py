@@ -24,7 +24,7 @@ from ..triton_layers import count_valid, launch
 
 PRECISION = "ieee" if torch.version.hip else "tf32x3"
 FEWEST_PROGRAMS, MOST_PROGRAMS = 16, 1024  # of backward
-MOST_REGISTERS = 255  # of backward's threads: it holds two tiles of accumulators, and few programs are wanted anyway
+MOST_REGISTERS = 255  # of backward's threads: it holds two tiles of accumulators, and few programs are needed anyway
 PARTIALS_PER_FEATURES = 40
 
 
@@ -225,7 +225,7 @@ def forward(
 
 
 def backward(
-    error_grads: Tensor,
+    grad_errors: Tensor,
     student: Tensor,
     weight: Tensor,
     teachers: list[Tensor],
@@ -233,34 +233,34 @@ def backward(
     attention: Tensor | None,
     lengths: Tensor | None,
     padded_length: int,
-    wanted: list[bool],
+    needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = _Call(student, weight, teachers, bias, attention, lengths)
     tiles, (rows, columns) = student.shape[0] * call.sample_tiles, call.weight.shape
     programs = min(tiles, call.most_programs())
     new = call.weight.new_empty
-    student_grad = empty_like(call.operands[0]) if wanted[0] else student.new_empty(0)
+    student_grad = empty_like(call.operands[0]) if needed[0] else student.new_empty(0)
     weight_partials, bias_partials, shares = (
-        new(shape) if is_wanted else new(0)
-        for shape, is_wanted in zip(
+        new(shape) if is_needed else new(0)
+        for shape, is_needed in zip(
             ((programs, rows, columns), (programs, rows), (student.shape[0], call.sample_tiles, len(teachers))),
-            wanted[1:],
+            needed[1:],
             strict=True,
         )
     )
     launch(
         backward_kernel, programs, student,
-        error_grads.to(call.weight.dtype).contiguous(), *call.operands,
+        grad_errors.to(call.weight.dtype).contiguous(), *call.operands,
         student_grad, weight_partials, bias_partials, shares,
         *call.sizes, tiles, programs, call.lengths, padded_length,
-        STUDENT=wanted[0], WEIGHT=wanted[1], BIAS_GRAD=wanted[2], SHARES=wanted[3],
+        STUDENT=needed[0], WEIGHT=needed[1], BIAS_GRAD=needed[2], SHARES=needed[3],
         BLOCK_J=triton.next_power_of_2(len(teachers)), registers=MOST_REGISTERS, **call.constants,
     )  # fmt: skip
     return (
         student_grad,
-        weight_partials.sum(0) if wanted[1] else weight_partials,
-        bias_partials.sum(0) if wanted[2] else bias_partials,
-        -shares.sum(1) if wanted[3] else shares,
+        weight_partials.sum(0) if needed[1] else weight_partials,
+        bias_partials.sum(0) if needed[2] else bias_partials,
+        -shares.sum(1) if needed[3] else shares,
     )
 
 

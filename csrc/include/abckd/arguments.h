@@ -230,8 +230,9 @@ struct DotsArguments {
 
 struct DotsBackwardArguments {
   DotsArguments dots;
-  const double* factors;  // [r, 3]: of x, of e and of 1
-  void* result;           // [r, k]: factors[r, 0] x + factors[r, 1] e + factors[r, 2]
+  const double* grads;  // [r, kDotProducts]
+  void* x_grad;         // [r, k], or null, as is y_grad
+  void* y_grad;
 };
 
 }  // namespace abckd
