@@ -180,8 +180,8 @@ def rkd_loss(
     x_j and x_k; h = smooth L1 with beta 1. L = distance_weight mean h(D_s - D_t) + angle_weight mean h(psi_s - psi_t).
 
     squared      D_ij = ||x_i - x_j||^2 / mu, an option of mdistiller.
-    convention   "paper": means over pairs and triples of different samples. "published": over all B^2 and B^3, whose
-                 degenerate members are zero, as in all code.
+    convention   "paper": means over pairs and triples of different samples. "published": over all B^2 and B^3, as in
+                 all code, where D_ii = psi_iik = psi_iji = 0 and psi_ijj = 1; of two equal samples psi_ijj is 0.
 
     All from the Gram matrix G of the differences to the first sample, (x_j - x_i).(x_k - x_i) = G_jk - G_ij - G_ik
     + G_ii, never B x B x D. Equal samples have distance zero, angle zero and no gradient there. Fewer than two samples
@@ -200,7 +200,7 @@ def rkd_loss(
             total = total + distance_weight * _smooth_l1(scaled[0] - scaled[1]) / max(count, 1)
         if angle_weight:
             count = size**3 if convention == "published" else size * (size - 1) * (size - 2)
-            total = total + angle_weight * _angle_sum(*grams, *map(inverse, lengths)) / max(count, 1)
+            total = total + angle_weight * _angle_sum(*grams, *map(inverse, lengths), convention) / max(count, 1)
         return grams[0].new_zeros(()) + total
 
     return _each(loss, student_features, teacher_features, lengths=lengths, padded_length=padded_length,
@@ -211,8 +211,10 @@ def _smooth_l1(x: Tensor) -> Tensor:
     return nn.functional.smooth_l1_loss(x, torch.zeros_like(x), reduction="sum")
 
 
-def _angle_sum(student: Tensor, teacher: Tensor, student_scale: Tensor, teacher_scale: Tensor) -> Tensor:
-    """sum_ijk h(psi_s - psi_t), over blocks of corners i."""
+def _angle_sum(
+    student: Tensor, teacher: Tensor, student_scale: Tensor, teacher_scale: Tensor, convention: str
+) -> Tensor:
+    """sum_ijk h(psi_s - psi_t), over blocks of corners i; j = k counts nothing, or as convention="published" has it."""
     size = len(student)
     block = max(ANGLES // max(size, 1) ** 2, 1)
 
@@ -223,8 +225,10 @@ def _angle_sum(student: Tensor, teacher: Tensor, student_scale: Tensor, teacher_
         for g, scale in ((student, student_scale), (teacher, teacher_scale)):
             at = g[corner]
             dots = g - at[:, :, None] - at[:, None, :] + g.diagonal()[corner, None, None]
-            angles.append(dots * scale[corner, :, None] * scale[corner, None, :])
-        return _smooth_l1((angles[0] - angles[1]).masked_fill(same, 0))
+            angle = dots * scale[corner, :, None] * scale[corner, None, :]
+            itself = (scale[corner, :, None] > 0).to(g.dtype) if convention == "published" else 0
+            angles.append(torch.where(same, itself, angle))
+        return _smooth_l1(angles[0] - angles[1])
 
     arguments = student, teacher, student_scale, teacher_scale
     if block >= size:

@@ -224,9 +224,8 @@ def affinity_loss(
             error = _affinity(dots(x, y))
         else:
             x, y = (unit(wide(a).flatten(2), 1) for a in (x, y))
-            # One kind of product for all three, so that equal maps give zero. (torch.compile takes no tensor twice.)
-            both = (x, x.view_as(x)), (y, y.view_as(y)), (x, y)
-            squares = [products(a, b).square().sum((1, 2)) for a, b in both]
+            # One kind of product for all three, so that equal maps give zero.
+            squares = [products(a, b).square().sum((1, 2)) for a, b in ((x, x), (y, y), (x, y))]
             error = (squares[0] + squares[1] - 2 * squares[2])[:, None]
         count = cells(smaller(s, t), padding)
         error = error.sum(1) / count**2 if squared else root(error).sum(1) / count

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...ops.contract import connect_refusal
 from ...ops.shapes import frame_mask
 from ...ops.spectral.spectra import COMPLEX_DTYPES
 from ..checks import check_choice, check_number
@@ -72,7 +71,7 @@ def dispatch_loss(
                 target, goal = (spectrograms.of(x).abs() for x in (t, y.detach()))
             patches = _Patches(patch_bands, convention == "published", own.shape[1])
             selected = _selected(own.detach(), target, goal, patches, share, spectrograms.frames(s))
-            total = (_PatchErrors.apply(own, target, patches) * selected.which).flatten(1).sum(1)
+            total = (patches.mean((own.abs() - target).square()) * selected.which).flatten(1).sum(1)
             losses.append(batch_mean(total / selected.count))
     return weighted(losses, weights, [[x.real for x in pair] for pair in found])
 
@@ -133,7 +132,7 @@ class _Spectrograms:
 
 
 class _Patches(NamedTuple):
-    """Sums over `size` neighbouring bands, and back."""
+    """Means over `size` neighbouring bands of a frame."""
 
     size: int
     padded: bool  # the last patch counts as many bins as the others
@@ -156,35 +155,9 @@ class _Patches(NamedTuple):
             parts.append(x[:, split:].sum(1, keepdim=True) / self._last)
         return torch.cat(parts, 1)
 
-    def spread_(self, x: Tensor, factors: Tensor) -> Tensor:
-        """`x` (B, F, T) times the factors (B, number, T) over the size of the patches, in place."""
-        split = self.whole * self.size
-        if self.whole:
-            x[:, :split].unflatten(1, (self.whole, self.size)).mul_(factors[:, : self.whole, None] / self.size)
-        if split < self.bands:
-            x[:, split:].mul_(factors[:, self.whole :] / self._last)
-        return x
-
     @property
     def _last(self) -> int:
         return self.size if self.padded else self.bands - self.whole * self.size
-
-
-class _PatchErrors(torch.autograd.Function):
-    """mean over a patch of (|own| - target)^2, (B, patches, T). Keeps its arguments; makes one real map each way."""
-
-    @staticmethod
-    def forward(ctx, own, target, patches):
-        ctx.patches = patches
-        ctx.save_for_backward(own, target)
-        return patches.mean(own.abs().sub_(target).square_())
-
-    @staticmethod
-    def backward(ctx, grads):
-        own, target = ctx.saved_tensors
-        magnitude = own.abs()
-        factor = ctx.patches.spread_((magnitude - target).div_(magnitude), 2 * grads)
-        return connect_refusal(own * factor.masked_fill_(magnitude == 0, 0), own, grads), None, None
 
 
 class _Selected(NamedTuple):
