@@ -122,7 +122,7 @@ def choose(op: str, device: str) -> str:
         if name == "triton" and device != "cuda":
             continue
         if why_not(op, name, device) is None:
-            if name == "reference" and device == "cpu":
+            if name == "reference" and device == "cpu" and "cpu" in _OPS[op]:
                 _warn_once(f"abckd_kernels runs its slow reference on the CPU: {EXTENSION_ERROR}")
             return name
     raise RuntimeError(f"no backend serves {op} on {device}")

@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 
 from abckd_kernels.ops import triton_layers
 from abckd_kernels.ops.compress import triton as compress_kernels
+from abckd_kernels.ops.correlation import triton as correlation_kernels
 from abckd_kernels.ops.divergence import KINDS as DIVERGENCES
 from abckd_kernels.ops.divergence import triton as divergence_kernels
 from abckd_kernels.ops.dots import triton as dots_kernels
@@ -38,6 +39,7 @@ POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf
 OPS = {
     tap_kernels: "tap",
     compress_kernels: "compress",
+    correlation_kernels: "correlation",
     dots_kernels: "dots",
     divergence_kernels: "divergence",
     gram_kernels: "gram",
@@ -164,6 +166,17 @@ def dots(dtype: torch.dtype) -> None:
     dots_kernels.backward(torch.empty(2, 64, 3), x, y)
 
 
+def correlation(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    student, teacher = (torch.empty(shape, dtype=dtype) for _ in "st")
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    by_class, by_row = torch.empty((3, shape[1]), dtype=wide), torch.empty((2, shape[0], 1, shape[2]), dtype=wide)
+    for ignore in (None, torch.zeros(shape[0], 1, shape[2], dtype=torch.bool)):
+        given = student, teacher, ignore, torch.tensor(4.0, dtype=torch.float64)
+        correlation_kernels.forward(*given)
+        grads = torch.ones((), dtype=wide)
+        correlation_kernels.backward(grads, grads, *given, by_class, by_row, grads)
+
+
 LAYOUTS = {"contiguous": False, "channels_last": True}
 CASES: dict[str, Callable[[], None]] = {
     **{
@@ -209,6 +222,12 @@ CASES: dict[str, Callable[[], None]] = {
     "130 channels, one teacher": lambda: project(torch.float32, channels=(130, 130)),
     "128 channels, one teacher": lambda: project(torch.float32, channels=(128, 256)),
     "two teachers, lengths": lambda: project(torch.float32, attended=True),
+    **{
+        f"{str(dtype).removeprefix('torch.')}, correlation, {name}":
+        lambda dtype=dtype, shape=shape: correlation(dtype, shape)
+        for dtype in (torch.float32, torch.float64, torch.bfloat16)
+        for name, shape in LOGITS.items()
+    },
     "float32, of two features": lambda: dots(torch.float32),
     "bfloat16, of two features": lambda: dots(torch.bfloat16),
     "float32, samples": lambda: gram(torch.float32, "samples"),

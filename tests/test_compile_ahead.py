@@ -162,6 +162,16 @@ def test_gram(launches, target, axis, dtype, last):
 
 
 @for_all_targets
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", compiled_triton.LOGITS)
+def test_correlation(launches, target, name, dtype):
+    compiled_triton.correlation(dtype, compiled_triton.LOGITS[name])
+    names = ("row_kernel", "class_kernel", "backward_kernel")
+    assert [launch[0].__name__ for launch in launches] == 2 * list(names)
+    compile_all(launches, target, name)
+
+
+@for_all_targets
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
 def test_dots(launches, target, dtype):
     compiled_triton.dots(dtype)

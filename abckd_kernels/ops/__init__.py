@@ -1,6 +1,7 @@
 """The fused ops, one folder each: the op in __init__.py, its definition in reference.py, GPU kernels in triton.py."""
 
 from .compress import compress
+from .correlation import Distances, correlation
 from .divergence import divergence
 from .dots import dots
 from .gram import gram
@@ -10,9 +11,11 @@ from .spectral import SpectralErrors, spectral
 from .tap import Tapped, tap, tap_all
 
 __all__ = [
+    "Distances",
     "SpectralErrors",
     "Tapped",
     "compress",
+    "correlation",
     "divergence",
     "dots",
     "gram",

@@ -127,3 +127,14 @@ def describe(value) -> str:
             return f"{type(value).__name__} of {len(items)}, the first {describe(items[0])}"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= LONGEST else text[:LONGEST] + '...'}"
+
+
+def scalar(value: float, device: torch.device) -> Tensor:
+    """A number that may change from call to call, as an op takes it: 0-dim, on the device of its tensors.
+
+    torch.compile makes a constant of a float that an op takes, and compiles again when it changes; of this it does not.
+    """
+    dtype = matrix_dtype(device)
+    if torch.compiler.is_compiling():  # of these, only arithmetic with a tensor keeps a float that changes
+        return torch.ones((), dtype=dtype, device=device) * value
+    return torch.full((), value, dtype=dtype, device=device)

@@ -32,11 +32,11 @@ import torch
 from torch import Tensor
 
 from ...ops import shapes
+from ...ops.correlation import constant_below, correlation
 from ...ops.divergence import check_options, divergence
 from ..arithmetic import inverse, root, wide
 from ..checks import check_choice, listed
 from ..features import Configured, Padding, weighted
-from .correlation import constant_below, correlation_distances
 from .decoupled import decoupled
 
 Logits = Tensor | Sequence[Tensor]
@@ -190,8 +190,8 @@ def dist_loss(
     losses = []
     for s, t, skip, axis in found:
         with torch.autocast(s.device.type, enabled=False):
-            inter, intra = correlation_distances(s, t, skip, axis, temperature)
-            losses.append(temperature**2 * (beta * inter + gamma * intra))
+            apart = correlation(s, t, temperature=temperature, dim=axis, ignore=skip)
+            losses.append(temperature**2 * (beta * apart.along_classes + gamma * apart.along_rows))
     return weighted(losses, weights, [pair[:2] for pair in found])
 
 
