@@ -72,7 +72,6 @@ def why_not(op: str, backend: str, device: str) -> str | None:
     return EXTENSION_ERROR
 
 
-@torch.compiler.assume_constant_result
 def _why_no_cuda_kernels() -> str | None:
     """The reason for which the extension's CUDA kernels can't run on this machine's GPUs, or None."""
     if not _C.has_cuda:
@@ -122,8 +121,8 @@ def choose(op: str, device: str) -> str:
         if name == "triton" and device != "cuda":
             continue
         if why_not(op, name, device) is None:
-            if name == "reference" and device == "cpu" and "cpu" in _OPS[op]:
-                _warn_once(f"abckd_kernels runs its slow reference on the CPU: {EXTENSION_ERROR}")
+            if name == "reference":
+                _warn_of_reference(op, device)
             return name
     raise RuntimeError(f"no backend serves {op} on {device}")
 
@@ -247,10 +246,18 @@ def _on_first_use(module: str, function: str) -> Callable:
     return implementation
 
 
+def _warn_of_reference(op: str, device: str) -> None:
+    """Say that plain PyTorch serves a device, and why nothing faster does; nothing of tensors without data, nor where
+    it is what the op has for that device."""
+    better = "cpu" if device == "cpu" else "triton"
+    if device != "meta" and better in _OPS[op]:
+        _warn_once(f"abckd_kernels runs its slow reference on {device}: {why_not(op, better, device)}")
+
+
 @functools.cache
 def _warn_once(message: str) -> None:
     if not torch.compiler.is_compiling():
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, stacklevel=5)
 
 
 def _first_tensor(args) -> torch.Tensor:

@@ -127,6 +127,16 @@ def test_without_the_extension_the_reference_serves(monkeypatch):
         abc_loss(students, teachers)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "xpu"])
+def test_the_slow_reference_serves_no_device_in_silence(device, monkeypatch):
+    monkeypatch.setattr(backends, "_C", None)
+    monkeypatch.setattr(backends, "EXTENSION_ERROR", "the C++ extension is not there (simulated)")
+    monkeypatch.setattr(backends, "_TRITON_FOUND", False)
+    backends._warn_once.cache_clear()
+    with pytest.warns(UserWarning, match=rf"slow reference on {device}: .*(simulated|not installed)"):
+        assert backends.choose("gram_forward", device) == "reference"
+
+
 def test_environment_variable():
     program = "import torch, abckd_kernels.backends as b; print(b.forced(), b.choose('tap_forward', 'cpu'))"
     assert python("-c", program, ABCKD_BACKEND="reference").stdout.split() == ["reference", "reference"]

@@ -195,7 +195,9 @@ def test_only_what_needs_a_gradient_gets_one(backend, frozen):
     getattr(problem, frozen).requires_grad_(False)
     problem().sum().backward()
     assert getattr(problem, frozen).grad is None
-    assert all(torch.equal(x.grad, expected[name]) for name, x in problem.leaves.items())
+    # Not to the bit: torch may take another product where fewer gradients are needed.
+    for name, leaf in problem.leaves.items():
+        torch.testing.assert_close(leaf.grad, expected[name])
 
 
 def test_teachers_get_no_gradient(backend):

@@ -20,8 +20,8 @@ where a kink leaves it open; s, t and l are constants to it otherwise. The teach
 Bytes, with S the size of a feature: forward reads s and t, 2 S (3 S with l), and writes (B, C) values; backward reads
 the same and writes gs, 3 S altogether (5 S with l).
 
-A further kind is a line of KINDS, a pair of functions in reference.py and in triton.py, and a struct in
-csrc/cpu/pointwise.inl.
+A further kind is a line of KINDS, a pair of functions in reference.py and in triton.py; in csrc a name in
+PointwiseKind (arguments.h) and in kKinds (torch/pointwise.cpp), a struct and its case in cpu/pointwise.inl.
 """
 
 from __future__ import annotations
