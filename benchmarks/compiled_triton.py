@@ -27,6 +27,7 @@ from abckd_kernels.ops.gram import triton as gram_kernels
 from abckd_kernels.ops.pointwise import KINDS
 from abckd_kernels.ops.pointwise import triton as pointwise_kernels
 from abckd_kernels.ops.project import triton as project_kernels
+from abckd_kernels.ops.pyramid import triton as pyramid_kernels
 from abckd_kernels.ops.spectral import triton as spectral_kernels
 from abckd_kernels.ops.tap import triton as tap_kernels
 
@@ -45,6 +46,7 @@ OPS = {
     gram_kernels: "gram",
     pointwise_kernels: "pointwise",
     project_kernels: "project",
+    pyramid_kernels: "pyramid",
     spectral_kernels: "spectral",
 }
 
@@ -160,6 +162,13 @@ def gram(dtype: torch.dtype, axis: str, channels_last: bool = False) -> None:
         gram_kernels.backward(gram_kernels.forward(x, axis, shifted), x, axis, shifted)
 
 
+def pyramid(dtype: torch.dtype, channels_last: bool = False, lengths: torch.Tensor | None = None) -> None:
+    _, student, teacher = features(dtype, channels_last)
+    levels = [4, 2, 1]
+    errors, cells = pyramid_kernels.forward(student, teacher, levels, lengths, 200)
+    pyramid_kernels.backward(errors, student, teacher, cells, levels, lengths, 200)
+
+
 def dots(dtype: torch.dtype) -> None:
     _, x, y = features(dtype)
     dots_kernels.forward(x, y)
@@ -227,6 +236,12 @@ CASES: dict[str, Callable[[], None]] = {
         lambda dtype=dtype, shape=shape: correlation(dtype, shape)
         for dtype in (torch.float32, torch.float64, torch.bfloat16)
         for name, shape in LOGITS.items()
+    },
+    **{
+        f"{str(dtype).removeprefix('torch.')}, pyramid, {layout}":
+        lambda dtype=dtype, last=last: pyramid(dtype, last, torch.tensor([200, 77]))
+        for dtype in (torch.float32, torch.float64, torch.bfloat16)
+        for layout, last in LAYOUTS.items()
     },
     "float32, of two features": lambda: dots(torch.float32),
     "bfloat16, of two features": lambda: dots(torch.bfloat16),

@@ -7,6 +7,7 @@ from .dots import dots
 from .gram import gram
 from .pointwise import pointwise
 from .project import project
+from .pyramid import pyramid
 from .spectral import SpectralErrors, spectral
 from .tap import Tapped, tap, tap_all
 
@@ -21,6 +22,7 @@ __all__ = [
     "gram",
     "pointwise",
     "project",
+    "pyramid",
     "spectral",
     "tap",
     "tap_all",

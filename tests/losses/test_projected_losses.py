@@ -9,7 +9,7 @@ from suite import Loss, gradients
 
 from abckd_kernels.losses import hints as h
 from abckd_kernels.losses.features import Padding
-from abckd_kernels.losses.hints import pyramid
+from abckd_kernels.ops.pyramid import reference as pyramid
 
 OTHER = (3, 9, 4)  # another size
 WIDE = (4, 6, 5)  # other channels
