@@ -110,7 +110,9 @@ def jsd_loss(
     """
     check_choice("convention", convention, CONVENTIONS)
     beta, _ = check_options(beta, temperature)
-    kind = {0.0: "kl", 1.0: "reverse_kl"}.get(beta, "jsd") if convention == "published" else "jsd"
+    kind = "jsd"
+    if convention == "published" and (beta == 0 or beta == 1):
+        kind = "reverse_kl" if beta else "kl"
 
     def term(_, s, t, skip, dim):
         return divergence(s, t, kind=kind, beta=beta, temperature=temperature, dim=dim, ignore=skip)
