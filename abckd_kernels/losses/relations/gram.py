@@ -17,7 +17,8 @@ from torch import Tensor
 from ...ops.contract import connect_refusal
 from ...ops.gram import gram
 from ...ops.shapes import accumulation_dtype
-from ..arithmetic import inverse, root, small
+from ..common.arithmetic import inverse, root, small
+from ..common.features import without_autocast
 
 BLOCK = 2**19  # elements widened at once
 
@@ -55,7 +56,7 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, y = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             of_x = connect_refusal(_matmul(grad, y, x), x, y, grad) if ctx.needs_input_grad[0] else None
             of_y = connect_refusal(_matmul(grad.mT, x, y), x, y, grad) if ctx.needs_input_grad[1] else None
         return of_x, of_y
@@ -76,7 +77,7 @@ def _matmul(x: Tensor, y: Tensor, like: Tensor) -> Tensor:
 
 def products(x: Tensor, y: Tensor) -> Tensor:
     """x yᵀ of the rows of (G, R, N) and (G, S, N); (G, R, S) float64."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return _Products.apply(x, y)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..arithmetic import small, wide
+from ..common.arithmetic import small, wide
 
 BLOCK = 2**19  # logits at once, or
 ROWS = 32  # rows, if that is more: a block's sums of classes are joined in float64

@@ -33,9 +33,10 @@ from torch import Tensor
 
 from ...ops import shapes
 from ...ops.divergence import check_options, divergence
-from ..arithmetic import inverse, root, wide
-from ..checks import check_choice, listed
-from ..features import Configured, Padding, weighted
+from ..common.arithmetic import inverse, root, wide
+from ..common.checks import check_choice, listed
+from ..common.features import Padding, weighted, without_autocast
+from ..common.modules import Configured
 from .correlation import constant_below, correlation_distances
 from .decoupled import decoupled
 
@@ -189,7 +190,7 @@ def dist_loss(
     found = _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length)
     losses = []
     for s, t, skip, axis in found:
-        with torch.autocast(s.device.type, enabled=False):
+        with without_autocast(s):
             inter, intra = correlation_distances(s, t, skip, axis, temperature)
             losses.append(temperature**2 * (beta * inter + gamma * intra))
     return weighted(losses, weights, [pair[:2] for pair in found])
@@ -297,7 +298,7 @@ def _mean(term, found: Sequence[_Pair], reduction: str, temperature: float, weig
     check_choice("reduction", reduction, REDUCTIONS)
     losses = []
     for index, pair in enumerate(found):
-        with torch.autocast(pair.student.device.type, enabled=False):
+        with without_autocast(pair.student):
             values = term(index, *pair)[:, None].flatten(1)
             losses.append(temperature**2 * _reduced(values, pair.ignore, reduction))
     return weighted(losses, weights, [pair[:2] for pair in found])
