@@ -26,9 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..arithmetic import inverse, root, wide
-from ..checks import check_choice
-from ..features import Configured, batch_mean, check_equal, flat, gather, pairs, weighted
+from ..common.arithmetic import inverse, root, wide
+from ..common.checks import check_choice
+from ..common.features import batch_mean, check_equal, flat, gather, pairs, weighted, without_autocast
+from ..common.modules import Configured
 from .gram import between_differences, between_samples, cosines, eye, row_divergence, squared_distances
 
 Features = Tensor | Sequence[Tensor]
@@ -407,7 +408,7 @@ class CCLoss(Configured):
             raise ValueError(f"student_features: expected one feature for one embedding, got {len(found)}")
         options = {name: value for name, value in self.options.items() if name not in ("weights", "group")}
         vectors = []
-        with torch.autocast(found[0][0].device.type, enabled=False):
+        with without_autocast(found[0][0]):
             for name, x, embedding in zip(("student", "teacher"), found[0], self.embeddings, strict=True):
                 if x.shape[1] != embedding.in_features:
                     raise ValueError(

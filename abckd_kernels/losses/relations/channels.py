@@ -28,11 +28,12 @@ from torch import Tensor, nn
 
 from ...ops.dots import dots
 from ...ops.gram import gram
-from ..arithmetic import SILENT, inverse, root, unit, wide
-from ..checks import check_choice
-from ..features import Configured, Padding, batch_mean, check_equal, pairs, resized, smaller, weighted
-from ..layers import ValidBatchNorm, convolution
-from ..taps import cells
+from ..common.arithmetic import SILENT, inverse, root, unit, wide
+from ..common.checks import check_choice
+from ..common.features import Padding, batch_mean, check_equal, pairs, resized, smaller, weighted, without_autocast
+from ..common.modules import Configured
+from ..common.normalisation import ValidBatchNorm, convolution
+from ..common.taps import cells
 from .gram import cross_cosines, products
 
 Features = Tensor | Sequence[Tensor]
@@ -304,6 +305,6 @@ class ICKDLoss(Configured):
             raise ValueError(
                 f"student_features: expected {weight.shape[1]} channels and {weight.dim()} axes, got {tuple(s.shape)}"
             )
-        with torch.autocast(s.device.type, enabled=False):
+        with without_autocast(s):
             embedded = self.normalisation(self.embedding(s.to(weight.dtype)), padding)
             return _ickd([(embedded, t)], **self.options)

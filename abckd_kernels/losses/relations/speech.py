@@ -25,10 +25,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..arithmetic import unit
-from ..checks import check_choice
-from ..features import (
-    Configured,
+from ..common.arithmetic import unit
+from ..common.checks import check_choice
+from ..common.features import (
     Padding,
     batch_mean,
     check_equal,
@@ -38,6 +37,7 @@ from ..features import (
     smaller,
     weighted,
 )
+from ..common.modules import Configured
 from .gram import cosines, gram, row_divergence
 
 Features = Tensor | Sequence[Tensor]

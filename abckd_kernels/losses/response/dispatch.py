@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ...ops.shapes import frame_mask
 from ...ops.spectral.spectra import COMPLEX_DTYPES
-from ..checks import check_choice, check_number
-from ..features import Configured, batch_mean, weighted
+from ..common.checks import check_choice, check_number
+from ..common.features import batch_mean, weighted, without_autocast
+from ..common.modules import Configured
 from .signals import Ends, Signals, same, signal_pairs
 
 CONVENTIONS = ("mean", "published")
@@ -65,7 +66,7 @@ def dispatch_loss(
     losses = []
     for (s, t), y in zip(found, _matching(clean, [s for s, _ in found]), strict=True):
         spectrograms = _Spectrograms(n_fft, hop_length, convention == "published", ends, (s, t))
-        with torch.autocast(s.device.type, enabled=False):
+        with without_autocast(s):
             own = spectrograms.of(s)
             with torch.no_grad():
                 target, goal = (spectrograms.of(x).abs() for x in (t, y.detach()))

@@ -34,9 +34,10 @@ from torch import Tensor
 from ...ops import shapes
 from ...ops.correlation import constant_below, correlation
 from ...ops.divergence import check_options, divergence
-from ..arithmetic import inverse, root, wide
-from ..checks import check_choice, listed
-from ..features import Configured, Padding, weighted
+from ..common.arithmetic import inverse, root, wide
+from ..common.checks import check_choice, listed
+from ..common.features import Padding, weighted, without_autocast
+from ..common.modules import Configured
 from .decoupled import decoupled
 
 Logits = Tensor | Sequence[Tensor]
@@ -191,7 +192,7 @@ def dist_loss(
     found = _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length)
     losses = []
     for s, t, skip, axis in found:
-        with torch.autocast(s.device.type, enabled=False):
+        with without_autocast(s):
             apart = correlation(s, t, temperature=temperature, dim=axis, ignore=skip)
             losses.append(temperature**2 * (beta * apart.along_classes + gamma * apart.along_rows))
     return weighted(losses, weights, [pair[:2] for pair in found])
@@ -299,7 +300,7 @@ def _mean(term, found: Sequence[_Pair], reduction: str, temperature: float, weig
     check_choice("reduction", reduction, REDUCTIONS)
     losses = []
     for index, pair in enumerate(found):
-        with torch.autocast(pair.student.device.type, enabled=False):
+        with without_autocast(pair.student):
             values = term(index, *pair)[:, None].flatten(1)
             losses.append(temperature**2 * _reduced(values, pair.ignore, reduction))
     return weighted(losses, weights, [pair[:2] for pair in found])

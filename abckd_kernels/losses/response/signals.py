@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...ops import shapes
-from ..checks import listed
+from ..common.checks import listed
 
 Signals = Tensor | Sequence[Tensor]
 

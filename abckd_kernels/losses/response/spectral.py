@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ...ops.dots import dots
 from ...ops.spectral import spectra, spectral
-from ..checks import check_number
-from ..features import Configured, batch_mean, weighted
+from ..common.checks import check_number
+from ..common.features import batch_mean, weighted, without_autocast
+from ..common.modules import Configured
 from .signals import Signals, check_waveform, signal_pairs
 
 ROUNDING = 1e-13  # of a sum of squares: what is less of it behind the mean's removal is no signal
@@ -93,7 +94,7 @@ def si_snr_loss(
     losses = []
     for s, t in found:
         count = ends.of(s)
-        with torch.autocast(s.device.type, enabled=False):
+        with without_autocast(s):
             rows = [ends.zeroed(x).flatten(0, -2) for x in (s, t)]
             if count is not None and s.dim() == 3:
                 count = count.repeat_interleave(s.shape[1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 
@@ -33,18 +32,22 @@ def listed(argument: str, given: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
     return given
 
 
-def check_weights(weights, n: int) -> Tensor | None:
-    """`weights` as a tensor of n numbers, or None. Raises ValueError."""
+def check_weights(weights, n: int | None) -> Tensor | list[float] | None:
+    """`weights`: None, a tensor (n,), or n numbers, as floats; n None: any number of them. Raises ValueError."""
     if weights is None:
         return None
-    if not isinstance(weights, Tensor):
-        try:
-            weights = torch.tensor(weights, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"weights: expected {n} numbers, one per layer, got {weights!r}") from error
-    if weights.shape != (n,):
-        raise ValueError(f"weights: expected {n} numbers, one per layer, got shape {tuple(weights.shape)}")
-    return weights
+    expected = f"{'some' if n is None else n} numbers, one per layer"
+    if isinstance(weights, Tensor):
+        if weights.dim() != 1 or n not in (None, len(weights)):
+            raise ValueError(f"weights: expected {expected}, got shape {tuple(weights.shape)}")
+        return weights
+    try:
+        numbers = [float(w) for w in weights]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"weights: expected {expected}, got {weights!r}") from error
+    if n not in (None, len(numbers)):
+        raise ValueError(f"weights: expected {expected}, got {len(numbers)}")
+    return numbers
 
 
 def check_count(argument: str, value: int) -> None:

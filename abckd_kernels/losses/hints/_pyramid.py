@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...ops.contract import connect_refusal
 from ...ops.shapes import empty_like
+from ..common.features import without_autocast
 
 BLOCK = 2**19  # elements: large enough that what an operator costs by itself does not count
 
@@ -41,7 +42,7 @@ def squared_cells(student: Tensor, teacher: Tensor, grids: Grids) -> Tensor:
 
     student, teacher   (B, C, T, F); the teacher gets no gradient.
     """
-    with torch.autocast(student.device.type, enabled=False):
+    with without_autocast(student):
         return _SquaredCells.apply(student, teacher, *grids)
 
 
