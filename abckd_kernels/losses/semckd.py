@@ -30,7 +30,7 @@ from .common.features import Padding, batch_mean, checked, resized, smaller, wei
 from .common.modules import hold_weights
 from .common.normalisation import ValidBatchNorm, convolution
 from .common.taps import cells
-from .relations.gram import between_samples
+from .relations._gram import between_samples
 
 __all__ = ["SemCKDLoss", "semckd_loss"]
 

@@ -122,7 +122,7 @@ ENTRIES = (
         "ickd", relations.ickd_loss, relations.ICKDLoss, op="gram", learned="convolution and batch norm (optional)",
         formula="||R_s - R_t||_F^2 / C per sample, R the rows of X X^T (C x C) scaled to norm 1",
         paper="Liu et al., ICCV 2021",
-        reproduces="torchdistill: reduction='batch_squared'",
+        reproduces="torchdistill: convention='published'",
     ),
     Entry(
         "affinity", relations.affinity_loss, relations.AffinityLoss, op="dots",

@@ -268,7 +268,7 @@ def each_pair(
     """The weighted sum over the pairs of term(student, teacher, padding), a scalar each, or values (B,) to be averaged.
 
     vectors, zeroed   as in `pairs`.
-    equal             what the features of a pair must have alike: "channels", "axes".
+    equal             what the features of a pair must have alike: "channels", "axes", "size" (of a flattened sample).
     """
     found, padding = pairs(
         student_features, teacher_features, lengths, padded_length, vectors=vectors, zeroed=zeroed
@@ -279,6 +279,8 @@ def each_pair(
             check_equal(index, "number of axes", s.dim(), t.dim())
         if "channels" in equal:
             check_equal(index, "channels", s.shape[1], t.shape[1])
+        if "size" in equal:
+            check_equal(index, "flattened size", s.shape[1:].numel(), t.shape[1:].numel())
         with without_autocast(s):
             value = term(s, t, padding)
         losses.append(value if value.dim() == 0 else batch_mean(value))

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 
 import torch
 
+from ...ops.shapes import describe
 from .checks import check_choice, check_number
 
 
@@ -45,7 +46,8 @@ def check_options(function: Callable, **options) -> None:
         for allowed in limits[name]:
             if isinstance(allowed, Limits):
                 if allowed.whole and not (isinstance(value, int) and not isinstance(value, bool)):
-                    raise ValueError(f"{name}: expected a whole number, at least {allowed.least:g}, got {value!r}")
+                    expected = f"a whole number, at least {allowed.least:g}"
+                    raise ValueError(f"{name}: expected {expected}, got {describe(value)}")
                 check_number(name, value, least=allowed.least, most=allowed.most, above=allowed.above)
         choices = tuple(x for x in limits[name] if not isinstance(x, Limits) and x is not None)
         if choices:
