@@ -359,9 +359,9 @@ IRGLoss = module(irg_loss, "IRGLoss")
 class CCLoss(Configured, function=cc_loss):
     """cc_loss, optionally of learned linear embeddings of both networks.
 
-    student_channels, teacher_channels   sizes of the vectors to embed, of one pair; None: no embedding.
-    dim                                  size of the embeddings.
-    options                              as in cc_loss.
+    student_dim, teacher_dim   sizes of the vectors to embed, of one pair; None: no embedding.
+    dim                        size of the embeddings.
+    options                    as in cc_loss.
 
     With embeddings the features are one pair of vectors (B, D), or of features (B, C, *spatial) whose mean over the
     valid positions (B, C) is embedded, so that no spatial size is learned. The teacher's embedding is trained, too, as
@@ -369,16 +369,16 @@ class CCLoss(Configured, function=cc_loss):
     """
 
     def __init__(
-        self, student_channels: int | None = None, teacher_channels: int | None = None, dim: int = 128, **options
+        self, student_dim: int | None = None, teacher_dim: int | None = None, dim: int = 128, **options
     ):  # fmt: skip
         super().__init__(**options)
-        if (student_channels is None) != (teacher_channels is None):
-            raise ValueError("teacher_channels: expected a number exactly if student_channels is one")
+        if (student_dim is None) != (teacher_dim is None):
+            raise ValueError("teacher_dim: expected a number exactly if student_dim is one")
         self.embeddings = None
-        if student_channels is not None:
+        if student_dim is not None:
             if options.get("weights") is not None:
                 raise ValueError("weights: expected None, the embeddings are of one pair of features")
-            self.embeddings = nn.ModuleList(nn.Linear(size, dim) for size in (student_channels, teacher_channels))
+            self.embeddings = nn.ModuleList(nn.Linear(size, dim) for size in (student_dim, teacher_dim))
 
     def forward(self, student_features, teacher_features, *, lengths=None, padded_length=None):
         """The loss of these features; arguments as in cc_loss."""
@@ -392,8 +392,7 @@ class CCLoss(Configured, function=cc_loss):
             for name, x, embedding in zip(("student", "teacher"), found[0], self.embeddings, strict=True):
                 if x.shape[1] != embedding.in_features:
                     raise ValueError(
-                        f"{name}_features: expected {embedding.in_features} channels as in {name}_channels, "
-                        f"got {x.shape[1]}"
+                        f"{name}_features: expected {embedding.in_features} channels as in {name}_dim, got {x.shape[1]}"
                     )
                 mean, weight, bias = padding.mean(x), wide(embedding.weight), wide(embedding.bias)
                 vectors.append(nn.functional.linear(mean.to(weight.dtype), weight, bias))
