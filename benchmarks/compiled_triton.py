@@ -127,8 +127,8 @@ LOGITS = {"vocabulary": (64, 50257, 1), "short rows": (4096, 10, 1), "mask": (2,
 def divergence(dtype: torch.dtype, kind: int, shape: tuple[int, int, int]) -> None:
     student, teacher = (torch.empty(shape, dtype=dtype) for _ in "st")
     ignore = torch.zeros(shape[0] * shape[2], dtype=torch.bool) if kind else None
-    values, saved = divergence_kernels.forward(student, teacher, ignore, kind, 0.5, 2.0, True)
-    divergence_kernels.backward(values, student, teacher, saved, kind, 0.5, 2.0)
+    values, saved = divergence_kernels.forward(student, teacher, ignore, kind, 0.5, 2.0, None, True)
+    divergence_kernels.backward(values, student, teacher, saved, kind, 0.5, 2.0, None)
 
 
 def pointwise(kind: str, dtype: torch.dtype, channels_last: bool = False, lengths: torch.Tensor | None = None) -> None:

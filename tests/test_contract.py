@@ -49,7 +49,7 @@ ARGUMENTS = {
     "tap": tap_arguments,
     "compress": compress_arguments,
     "correlation": lambda: (*features(0, 1, shape=(6, 5, 1)), None, torch.tensor(1.5, dtype=torch.float64)),
-    "divergence": lambda: (*features(0, 1, shape=(6, 5, 1)), None, 2, 0.5, 4.0),
+    "divergence": lambda: (*features(0, 1, shape=(6, 5, 1)), None, 2, 0.5, 4.0, None),
     "dots": lambda: features(0, 1),
     "gram": lambda: (*features(0), "frames", False),
     "pointwise": pointwise_arguments,

@@ -129,12 +129,21 @@ def describe(value) -> str:
     return f"{type(value).__name__} {text if len(text) <= LONGEST else text[:LONGEST] + '...'}"
 
 
-def scalar(value: float, device: torch.device) -> Tensor:
-    """A number that may change from call to call, as an op takes it: 0-dim, on the device of its tensors.
+def changing(*values: float) -> bool:
+    """Whether torch.compile, which traces this, takes one of the numbers for one that changes from call to call."""
+    if not torch.compiler.is_compiling():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # slow to import
+
+    return not all(has_static_value(value) for value in values)
+
+
+def scalar(value: float, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A number that may change from call to call, as an op takes it: 0-dim, by default in matrix_dtype.
 
     torch.compile makes a constant of a float that an op takes, and compiles again when it changes; of this it does not.
     """
-    dtype = matrix_dtype(device)
+    dtype = matrix_dtype(device) if dtype is None else dtype
     if torch.compiler.is_compiling():  # of these, only arithmetic with a tensor keeps a float that changes
         return torch.ones((), dtype=dtype, device=device) * value
     return torch.full((), value, dtype=dtype, device=device)

@@ -13,10 +13,11 @@ struct DivergenceLaunchers {
 // Arguments and results are those of the schemas in library.cpp. Raise TypeError or ValueError, naming the argument.
 std::tuple<Tensor, Tensor> divergence_forward(const DivergenceLaunchers&, const Tensor& student, const Tensor& teacher,
                                               const MaybeTensor& ignore, int64_t kind, double beta, double temperature,
-                                              bool gradients);
+                                              const MaybeTensor& options, bool gradients);
 
 Tensor divergence_backward(const DivergenceLaunchers&, const Tensor& value_grads, const Tensor& student, const Tensor& teacher,
-                           const Tensor& saved, int64_t kind, double beta, double temperature);
+                           const Tensor& saved, int64_t kind, double beta, double temperature,
+                           const MaybeTensor& options);
 
 template <const DivergenceLaunchers& kLaunchers>
 void implement_divergence(torch::Library& library) {

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from ...ops import pyramid
 from ...ops.pyramid import check_levels
-from ..checks import check_choice
-from ..features import Configured, Padding, batch_mean, pairs, weighted
-from ..layers import InstanceNorm, ValidBatchNorm, convolution
-from .connector import Connector, PositionLinear
-from .matching import EVERYWHERE, Channels, Features, layers, matched
+from ..common.checks import check_choice
+from ..common.features import Padding, batch_mean, pairs, weighted, without_autocast
+from ..common.modules import Configured
+from ..common.normalisation import InstanceNorm, ValidBatchNorm, convolution
+from ._connector import Connector, PositionLinear
+from ._matching import EVERYWHERE, Channels, Features, channel_pairs, matched
 
 NORMS = ("batch", "instance")
 
@@ -128,7 +129,7 @@ class ABF(nn.Module):
     ):
         super().__init__()
         check_choice("norm", norm, NORMS)
-        self.channels = layers(student_channels, teacher_channels)
+        self.channels = channel_pairs(student_channels, teacher_channels)
         hidden = hidden or max(s for s, _ in self.channels)
         deepest = len(self.channels) - 1
         self.layers = nn.ModuleList(
@@ -151,7 +152,7 @@ class ABF(nn.Module):
                     f"student_features[{index}]: expected {self.channels[index][0]} channels and "
                     f"{len(sizes[index]) + 2} axes, got {tuple(x.shape)}"
                 )
-            with torch.autocast(x.device.type, enabled=False):
+            with without_autocast(x):
                 result, deeper = layer(padding.zeroed(x), deeper, sizes[index], padding)
             results.insert(0, result)
         return results

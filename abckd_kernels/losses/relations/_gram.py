@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ...ops.gram import gram
 from ...ops.shapes import accumulation_dtype
-from ..arithmetic import inverse, root, small
+from ..common.arithmetic import inverse, root, small
+from ..common.features import without_autocast
 
 
 def between_samples(x: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ def between_differences(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def products(x: Tensor, y: Tensor) -> Tensor:
     """x yᵀ of the rows of (G, R, N) and (G, S, N), taken in float32 (float64 for float64); (G, R, S) float64."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         dtype = accumulation_dtype(torch.promote_types(x.dtype, y.dtype))
         return small(torch.bmm(x.to(dtype), y.to(dtype).mT))
 
