@@ -247,9 +247,10 @@ def _on_first_use(module: str, function: str) -> Callable:
 
 
 def _warn_of_reference(op: str, device: str) -> None:
-    """Say that plain PyTorch serves a device, and why nothing faster does; nothing of tensors without data."""
-    if device != "meta":
-        better = "cpu" if device == "cpu" else "triton"
+    """Say that plain PyTorch serves a device, and why nothing faster does; nothing of tensors without data, nor where
+    it is what the op has for that device."""
+    better = "cpu" if device == "cpu" else "triton"
+    if device != "meta" and better in _OPS[op]:
         _warn_once(f"abckd_kernels runs its slow reference on {device}: {why_not(op, better, device)}")
 
 

@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 
 from abckd_kernels.ops import triton_layers
 from abckd_kernels.ops.compress import triton as compress_kernels
+from abckd_kernels.ops.correlation import triton as correlation_kernels
 from abckd_kernels.ops.divergence import KINDS as DIVERGENCES
 from abckd_kernels.ops.divergence import triton as divergence_kernels
 from abckd_kernels.ops.dots import triton as dots_kernels
@@ -26,6 +27,7 @@ from abckd_kernels.ops.gram import triton as gram_kernels
 from abckd_kernels.ops.pointwise import KINDS
 from abckd_kernels.ops.pointwise import triton as pointwise_kernels
 from abckd_kernels.ops.project import triton as project_kernels
+from abckd_kernels.ops.pyramid import triton as pyramid_kernels
 from abckd_kernels.ops.spectral import triton as spectral_kernels
 from abckd_kernels.ops.tap import triton as tap_kernels
 
@@ -38,11 +40,13 @@ POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf
 OPS = {
     tap_kernels: "tap",
     compress_kernels: "compress",
+    correlation_kernels: "correlation",
     dots_kernels: "dots",
     divergence_kernels: "divergence",
     gram_kernels: "gram",
     pointwise_kernels: "pointwise",
     project_kernels: "project",
+    pyramid_kernels: "pyramid",
     spectral_kernels: "spectral",
 }
 
@@ -123,8 +127,8 @@ LOGITS = {"vocabulary": (64, 50257, 1), "short rows": (4096, 10, 1), "mask": (2,
 def divergence(dtype: torch.dtype, kind: int, shape: tuple[int, int, int]) -> None:
     student, teacher = (torch.empty(shape, dtype=dtype) for _ in "st")
     ignore = torch.zeros(shape[0] * shape[2], dtype=torch.bool) if kind else None
-    values, saved = divergence_kernels.forward(student, teacher, ignore, kind, 0.5, 2.0, True)
-    divergence_kernels.backward(values, student, teacher, saved, kind, 0.5, 2.0)
+    values, saved = divergence_kernels.forward(student, teacher, ignore, kind, 0.5, 2.0, None, True)
+    divergence_kernels.backward(values, student, teacher, saved, kind, 0.5, 2.0, None)
 
 
 def pointwise(kind: str, dtype: torch.dtype, channels_last: bool = False, lengths: torch.Tensor | None = None) -> None:
@@ -158,10 +162,28 @@ def gram(dtype: torch.dtype, axis: str, channels_last: bool = False) -> None:
         gram_kernels.backward(gram_kernels.forward(x, axis, shifted), x, axis, shifted)
 
 
+def pyramid(dtype: torch.dtype, channels_last: bool = False, lengths: torch.Tensor | None = None) -> None:
+    _, student, teacher = features(dtype, channels_last)
+    levels = [4, 2, 1]
+    errors, cells = pyramid_kernels.forward(student, teacher, levels, lengths, 200)
+    pyramid_kernels.backward(errors, student, teacher, cells, levels, lengths, 200)
+
+
 def dots(dtype: torch.dtype) -> None:
     _, x, y = features(dtype)
     dots_kernels.forward(x, y)
     dots_kernels.backward(torch.empty(2, 64, 3), x, y)
+
+
+def correlation(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    student, teacher = (torch.empty(shape, dtype=dtype) for _ in "st")
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    by_class, by_row = torch.empty((3, shape[1]), dtype=wide), torch.empty((2, shape[0], 1, shape[2]), dtype=wide)
+    for ignore in (None, torch.zeros(shape[0], 1, shape[2], dtype=torch.bool)):
+        given = student, teacher, ignore, torch.tensor(4.0, dtype=torch.float64)
+        correlation_kernels.forward(*given)
+        grads = torch.ones((), dtype=wide)
+        correlation_kernels.backward(grads, grads, *given, by_class, by_row, grads)
 
 
 LAYOUTS = {"contiguous": False, "channels_last": True}
@@ -209,6 +231,18 @@ CASES: dict[str, Callable[[], None]] = {
     "130 channels, one teacher": lambda: project(torch.float32, channels=(130, 130)),
     "128 channels, one teacher": lambda: project(torch.float32, channels=(128, 256)),
     "two teachers, lengths": lambda: project(torch.float32, attended=True),
+    **{
+        f"{str(dtype).removeprefix('torch.')}, correlation, {name}":
+        lambda dtype=dtype, shape=shape: correlation(dtype, shape)
+        for dtype in (torch.float32, torch.float64, torch.bfloat16)
+        for name, shape in LOGITS.items()
+    },
+    **{
+        f"{str(dtype).removeprefix('torch.')}, pyramid, {layout}":
+        lambda dtype=dtype, last=last: pyramid(dtype, last, torch.tensor([200, 77]))
+        for dtype in (torch.float32, torch.float64, torch.bfloat16)
+        for layout, last in LAYOUTS.items()
+    },
     "float32, of two features": lambda: dots(torch.float32),
     "bfloat16, of two features": lambda: dots(torch.bfloat16),
     "float32, samples": lambda: gram(torch.float32, "samples"),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from abckd_kernels.losses.table import Entry
+from abckd_kernels.losses.entries import Entry
 
 from . import markdown
 
 PAGE = Path(__file__).parents[1] / "docs" / "losses.md"
+MEASURED = Path(__file__).with_name("measured_losses.json")  # written by python -m benchmarks.run --page
 FORMS = ("eager", "compile", "ours")
-MEASURED = ("loss", "dtype", *(f"{form} ms" for form in FORMS), "eager / ours", "compile / ours", "ours / limit",
+SPEEDS = ("loss", "dtype", *(f"{form} ms" for form in FORMS), "eager / ours", "compile / ours", "ours / limit",
             "traffic eager", "traffic ours", *(f"memory {form}" for form in FORMS), "one feature")  # fmt: skip
 HEAD = """# Losses
 
@@ -48,6 +50,11 @@ LEFT_OUT = """## Left out
 """  # noqa: E501 - Markdown
 
 
+def measured() -> dict[str, dict]:
+    """By name of a loss: traffic, time, memory and errors beside the published form (suite.py), and the machine."""
+    return json.loads(MEASURED.read_text())["losses"]
+
+
 def page(entries: Iterable[Entry]) -> str:
     """docs/losses.md."""
     entries = list(entries)
@@ -67,22 +74,23 @@ def _formulas(entries: list[Entry]) -> str:
     rows = []
     for entry in entries:
         forms = ", ".join(f"`{form.__name__}`" for form in (entry.function, entry.module) if form)
-        what = f"{entry.name}: {forms}", f"`{entry.formula}`", entry.paper, entry.op
+        what = f"{entry.name}: {forms}", f"`{entry.formula}`", entry.paper, entry.op or "PyTorch"
         rows.append([*what, entry.learned or "-", entry.reproduces or "-"])
     return markdown.table(["loss", "formula", "source", "op", "learned parts", "reproduces"], rows) + "\n"
 
 
 def _measured(entries: list[Entry]) -> str:
     machines: dict[str, list[Entry]] = {}
+    kept = measured()
     for entry in entries:
-        if entry.measured:
-            place = ", ".join(f"{name} {value}" for name, value in entry.measured["machine"].items())
+        if entry.name in kept:
+            place = ", ".join(f"{name} {value}" for name, value in kept[entry.name]["machine"].items())
             machines.setdefault(place, []).append(entry)
     parts = []
     for place, found in machines.items():
-        rows = [_measured_cells(entry.name, entry.measured) for entry in found]
-        sizes = [f"- {entry.name}: {_sizes(entry.measured)}" for entry in found]
-        speeds = markdown.table(MEASURED, rows)
+        rows = [_measured_cells(entry.name, kept[entry.name]) for entry in found]
+        sizes = [f"- {entry.name}: {_sizes(kept[entry.name])}" for entry in found]
+        speeds = markdown.table(SPEEDS, rows)
         parts.append("\n".join([f"Machine: {place}.", "", speeds, "", "Sizes:", "", *sizes, ""]))
     return "\n".join(parts)
 
@@ -102,10 +110,10 @@ def _shape(shape: list) -> str:
 def _errors(entries: list[Entry]) -> str:
     dtypes = ("float32", "bfloat16", "float16")
     titles = [f"{dtype} {what}" for dtype in dtypes for what in ("loss", "gradient", "zeros")]
-    rows = []
+    rows, kept = [], measured()
     for entry in entries:
-        if entry.measured and "error" in entry.measured:
-            found = entry.measured["error"]
+        if "error" in kept.get(entry.name, {}):
+            found = kept[entry.name]["error"]
             cells = [
                 f"{found[dtype][what]:.0%}"
                 if what == "zeros"

@@ -281,7 +281,7 @@ def _run_spectral(case: Case, padding: tuple) -> Iterator[tuple[str, Callable[[]
 
 def _run_divergence(case: Case, _: tuple) -> Iterator[tuple[str, Callable[[], int]]]:
     student, teacher = (torch.randn(shape).to(getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers))
-    options, made = (DIVERGENCES.index(case.divergence), 0.5, 2.0), {}
+    options, made = (DIVERGENCES.index(case.divergence), 0.5, 2.0, None), {}
 
     def forward() -> int:
         made["results"] = _kernel("divergence_forward")(student, teacher, None, *options, True)

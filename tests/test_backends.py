@@ -10,11 +10,8 @@ import torch
 
 from abckd_kernels import abc_loss, backends, info, tap, use_backend
 
-OPS = tuple(
-    f"{op}_{direction}"
-    for op in ("tap", "compress", "divergence", "dots", "gram", "pointwise", "project", "spectral")
-    for direction in ("forward", "backward")
-)
+NAMES = "tap compress correlation divergence dots gram pointwise project pyramid spectral".split()
+OPS = tuple(f"{op}_{direction}" for op in NAMES for direction in ("forward", "backward"))
 native = pytest.mark.skipif(backends.extension() is None, reason="the C++ extension is not built")
 
 COMPACT_CHECK = """

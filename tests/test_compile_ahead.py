@@ -162,6 +162,26 @@ def test_gram(launches, target, axis, dtype, last):
 
 
 @for_all_targets
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", compiled_triton.LOGITS)
+def test_correlation(launches, target, name, dtype):
+    compiled_triton.correlation(dtype, compiled_triton.LOGITS[name])
+    names = ("row_kernel", "class_kernel", "backward_kernel")
+    assert [launch[0].__name__ for launch in launches] == 2 * list(names)
+    compile_all(launches, target, name)
+
+
+@for_all_targets
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_pyramid(launches, target, dtype, channels_last):
+    for lengths in (None, torch.tensor([200, 77])):
+        compiled_triton.pyramid(dtype, channels_last, lengths)
+    assert [launch[0].__name__ for launch in launches] == 2 * ["forward_kernel", "backward_kernel"]
+    compile_all(launches, target)
+
+
+@for_all_targets
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
 def test_dots(launches, target, dtype):
     compiled_triton.dots(dtype)

@@ -283,10 +283,10 @@ def test_opcheck(backend_name):
         )
         for kind in range(3):
             ignore = torch.arange(rows) % 2 == 1 if kind else None
-            torch.library.opcheck(forward, (student, teacher, ignore, kind, 0.3, 2.0, True))
-            torch.library.opcheck(forward, (student, teacher.clone(), ignore, kind, 0.3, 2.0, False))
-            _, saved = forward(student, teacher, ignore, kind, 0.3, 2.0, True)
-            torch.library.opcheck(backward, (torch.ones(rows), student, teacher, saved, kind, 0.3, 2.0))
+            torch.library.opcheck(forward, (student, teacher, ignore, kind, 0.3, 2.0, None, True))
+            torch.library.opcheck(forward, (student, teacher.clone(), ignore, kind, 0.3, 2.0, None, False))
+            _, saved = forward(student, teacher, ignore, kind, 0.3, 2.0, None, True)
+            torch.library.opcheck(backward, (torch.ones(rows), student, teacher, saved, kind, 0.3, 2.0, None))
 
 
 def test_second_backward_is_like_the_first(backend):

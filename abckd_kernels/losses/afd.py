@@ -15,17 +15,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .checks import (
+from .common.checks import (
     check_channels,
     check_choice,
     check_count,
     check_layer_channels,
     check_layer_count,
-    check_weights,
 )
-from .features import batch_mean, layers, weighted
-from .layers import NormalisedLinear
-from .taps import Taps, cells, distances, padding_of, tapped
+from .common.features import batch_mean, checked, weighted, without_autocast
+from .common.modules import hold_weights
+from .common.normalisation import NormalisedLinear
+from .common.taps import Taps, cells, distances, padding_of, tapped
 
 __all__ = ["AFDLoss", "afd_loss"]
 
@@ -63,7 +63,7 @@ def afd_loss(
     Raises TypeError or ValueError that names the argument.
     """
     check_choice("distance", distance, DISTANCES)
-    students, teachers, padding = layers(student_features, teacher_features, lengths, padded_length)
+    students, teachers, padding = checked(student_features, teacher_features, lengths, padded_length)
     student, teacher = tapped(students, teachers, padding, means=False)
     return _attended(student.maps, teacher.maps, attention, distance, padding, weights)
 
@@ -126,7 +126,7 @@ class AFDLoss(nn.Module):
         check_choice("distance", distance, DISTANCES)
         n, m = len(self.student_channels), len(self.teacher_channels)
         self.distance, self.tap_options = distance, {"power": 2, "means": True}
-        self.register_buffer("weights", check_weights(weights, m), persistent=False)
+        hold_weights(self, weights, m)
         self.keys = nn.ModuleList(NormalisedLinear(channels, dim) for channels in self.student_channels)
         self.key_mixer = NormalisedLinear(dim, dim * m, bias=False)  # alike for all i, softmax_i would not see it
         self.queries = nn.ModuleList(NormalisedLinear(channels, dim) for channels in self.teacher_channels)
@@ -143,7 +143,7 @@ class AFDLoss(nn.Module):
         return_attention: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The loss of features in the order of the channels given at construction; (loss, attention) if asked for."""
-        students, teachers, padding = layers(student_features, teacher_features, lengths, padded_length)
+        students, teachers, padding = checked(student_features, teacher_features, lengths, padded_length)
         taps = tapped(students, teachers, padding, **self.tap_options)
         loss, attention = self.from_taps(*taps, **padding._asdict())
         return (loss, attention) if return_attention else loss
@@ -165,7 +165,7 @@ class AFDLoss(nn.Module):
     def _attention(self, student_means: list[Tensor], teacher_means: list[Tensor]) -> Tensor:
         (n, dim), m = self.student_embedding.shape, len(self.teacher_embedding)
         # Autocast would round the scores to half precision; they are too few to gain from it.
-        with torch.autocast(self.student_embedding.device.type, enabled=False):
+        with without_autocast(self.student_embedding):
             dtype = self.student_embedding.dtype
             keys = [f(mean.to(dtype)).relu() for f, mean in zip(self.keys, student_means, strict=True)]
             keys = self.key_mixer(torch.stack(keys, 1).view(-1, dim)).view(-1, n, m, dim)

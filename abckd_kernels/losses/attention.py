@@ -18,10 +18,11 @@ from torch import Tensor
 from ..ops import tap_all
 from ..ops.shapes import accumulation_dtype
 from ..ops.tap import check_power
-from .arithmetic import root
-from .checks import check_choice
-from .features import Configured, Padding, batch_mean, check_equal, check_pairs, layers, weighted
-from .taps import Taps, cells, distances, padding_of, tapped
+from .common.arithmetic import root
+from .common.checks import check_choice
+from .common.features import Padding, batch_mean, check_equal, check_pairs, checked, weighted
+from .common.modules import Configured
+from .common.taps import Taps, cells, distances, padding_of, tapped
 
 __all__ = ["ATLoss", "at_loss"]
 
@@ -71,7 +72,7 @@ def at_loss(
     Raises TypeError or ValueError that names the argument.
     """
     views = _check_options(power, distance, views)
-    students, teachers, padding = layers(student_features, teacher_features, lengths, padded_length)
+    students, teachers, padding = checked(student_features, teacher_features, lengths, padded_length)
     check_pairs(len(students), len(teachers))
     energies = []
     if "channel" in views:

@@ -18,19 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import pointwise, project, tap_all
-from .arithmetic import unit, wide
-from .checks import (
+from .common.arithmetic import unit, wide
+from .common.checks import (
     check_channels,
     check_choice,
     check_count,
     check_layer_channels,
     check_layer_count,
-    check_weights,
 )
-from .features import Padding, batch_mean, layers, resized, smaller, weighted
-from .layers import ValidBatchNorm, convolution
-from .relations.gram import between_samples
-from .taps import cells
+from .common.features import Padding, batch_mean, checked, resized, smaller, weighted, without_autocast
+from .common.modules import hold_weights
+from .common.normalisation import ValidBatchNorm, convolution
+from .common.taps import cells
+from .relations._gram import between_samples
 
 __all__ = ["SemCKDLoss", "semckd_loss"]
 
@@ -64,7 +64,7 @@ def semckd_loss(
     """
     groups = [student_features] if isinstance(student_features, Tensor) else student_features
     flattened = [y for x in groups for y in (x if isinstance(x, (list, tuple)) else [x])]
-    students, teachers, padding = layers(flattened, teacher_features, lengths, padded_length)
+    students, teachers, padding = checked(flattened, teacher_features, lengths, padded_length)
     m, students = len(teachers), iter([padding.zeroed(wide(x)) for x in students])
     projected = []
     for index, x in enumerate(groups):
@@ -163,7 +163,7 @@ class SemCKDLoss(nn.Module):
             check_count("batch_size", batch_size)
         of_axes = convolution(spatial_axes)
         self.batch_size, self.spatial_axes = batch_size, spatial_axes
-        self.register_buffer("weights", check_weights(weights, len(self.student_channels)), persistent=False)
+        hold_weights(self, weights, len(self.student_channels))
         self.queries, self.keys = (
             nn.ModuleList(
                 nn.Sequential(nn.Linear(batch_size or inputs, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
@@ -186,7 +186,7 @@ class SemCKDLoss(nn.Module):
         return_attention: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The loss of features in the order of the channels given at construction; (loss, attention) if asked for."""
-        students, teachers, padding = layers(student_features, teacher_features, lengths, padded_length)
+        students, teachers, padding = checked(student_features, teacher_features, lengths, padded_length)
         for name, features, channels in (
             ("student_features", students, self.student_channels),
             ("teacher_features", teachers, self.teacher_channels),
@@ -199,7 +199,7 @@ class SemCKDLoss(nn.Module):
         # Half features are widened first: their gradient is a sum over teacher layers, to be rounded once.
         students, teachers = [padding.zeroed(wide(x)) for x in students], [padding.zeroed(x) for x in teachers]
         # Autocast would round the projections to half precision before their difference is taken.
-        with torch.autocast(students[0].device.type, enabled=False):
+        with without_autocast(students[0]):
             students, attention = self._attention(students, teachers, padding)
             loss = _calibrated(
                 [[s] * len(teachers) for s in students],

@@ -43,10 +43,11 @@ std::tuple<std::vector<Tensor>, Tensor> compress_backward(const Device&, const M
 
 std::tuple<Tensor, Tensor> divergence_forward(const Device&, const Tensor& student, const Tensor& teacher,
                                               const MaybeTensor& ignore, int64_t kind, double beta, double temperature,
-                                              bool gradients);
+                                              const MaybeTensor& options, bool gradients);
 
 Tensor divergence_backward(const Device&, const Tensor& value_grads, const Tensor& student, const Tensor& teacher,
-                           const Tensor& saved, int64_t kind, double beta, double temperature);
+                           const Tensor& saved, int64_t kind, double beta, double temperature,
+                           const MaybeTensor& options);
 
 std::tuple<Tensor, Tensor> spectral_forward(const Device&, const Tensor& student, const Tensor& teacher,
                                             double exponent, double eps, const MaybeTensor& lengths,

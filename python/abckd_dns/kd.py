@@ -13,7 +13,6 @@ once.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from abckd_kernels import Distiller
-from abckd_kernels.losses import table
-from abckd_kernels.losses.hints.activations import margins
+from abckd_kernels.losses import build as build_loss
+from abckd_kernels.losses import margins, table
+from abckd_kernels.losses.entries import Entry
 
 from .errors import InputError
 from .objective import SpeechLoss
@@ -33,8 +33,6 @@ from .stft import SAMPLE_RATE
 
 RESPONSE = "response"
 _LAYER_KEYS = ("layers", "student_layers", "teacher_layers")
-# Tensors of a batch, and what is found here.
-_NOT_OPTIONS = frozenset(("self", "options", "lengths", "padded_length", "group", "ignore", "row_weights", "margins"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,8 +141,9 @@ def build(
         ]
         entry = entries[specification.name]
         module = _module(specification, entry, pair, of_student, of_teacher, teacher)
-        needs_clean = "clean" in _needed_inputs(entry.module)
-        losses.append(Loss(label, specification.weight, module, entry.inputs, of_student, of_teacher, needs_clean))
+        losses.append(
+            Loss(label, specification.weight, module, entry.inputs, of_student, of_teacher, entry.needs.clean)
+        )
     return losses
 
 
@@ -210,45 +209,28 @@ def _check_options(specification: Specification, known: set[str]) -> None:
 
 def _module(
     specification: Specification,
-    entry: Any,
+    entry: Entry,
     pair: list[list[Tensor]],
     student_layers: list[str],
     teacher_layers: list[str],
     teacher: nn.Module,
 ) -> nn.Module:
     where = f"--loss {specification.text}"
-    wanted = _needed_inputs(entry.module)[2:]
-    if wanted not in ([], ["clean"]):
-        raise InputError(f"{where}: {entry.name} needs {', '.join(wanted)}, which noise suppression does not have")
-    of_module = inspect.signature(entry.module.__init__).parameters
-    accepted = set(of_module)
-    if "options" in of_module:  # **options are those of the function
-        accepted |= {
-            name
-            for name, parameter in inspect.signature(entry.function).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY
-        }
+    if entry.needs.labels:
+        raise InputError(f"{where}: {entry.name} needs labels, which noise suppression does not have")
     layer_keys = set(_LAYER_KEYS) if student_layers else set()
-    _check_options(specification, (accepted - _NOT_OPTIONS) | layer_keys)
+    _check_options(specification, set(entry.options()) | layer_keys)
     options = {key: value for key, value in specification.options.items() if key not in _LAYER_KEYS}
     if options.get("mask") == "stage":
         options["mask"] = _stage_mask(where, student_layers, teacher_layers)
-    if "group" in accepted and processes().num_processes > 1:
+    if entry.needs.group and processes().num_processes > 1:
         options["group"] = torch.distributed.group.WORLD  # relations within the whole batch, not within a process's
-    if "spatial_axes" in accepted:
-        options.setdefault("spatial_axes", pair[0][0].dim() - 2)
-    if "margins" in accepted:
+    if entry.needs.margins:
         options["margins"] = [
             _margins(teacher, name, x.shape[1]) for name, x in zip(teacher_layers, pair[1], strict=True)
         ]
     try:
-        if "student_channels" not in accepted:
-            module = entry.module(**options)
-        elif str(of_module["student_channels"].annotation).startswith("int | None"):  # of one pair of layers
-            module = _PerPair(entry.module, *pair, options)
-        else:
-            of_student, of_teacher = ([x.shape[1] for x in features] for features in pair)
-            module = entry.module(**{"student_channels": of_student, "teacher_channels": of_teacher} | options)
+        module = build_loss(entry.name, *pair, **options)
         if hasattr(module, "reconstruction_loss"):
             module = _WithParaphrasers(module)
         if student_layers:
@@ -265,11 +247,6 @@ def _module(
             )
         raise InputError(f"{where}: {error}{counts}") from error
     return module
-
-
-def _needed_inputs(module: type[nn.Module]) -> list[str]:
-    parameters = list(inspect.signature(module.forward).parameters.values())[1:]
-    return [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
 def _stage_mask(where: str, student_layers: list[str], teacher_layers: list[str]) -> list[list[bool]]:
@@ -290,21 +267,6 @@ def _margins(teacher: nn.Module, name: str, channels: int) -> Tensor:
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         return margins(layer)
     return torch.full((channels,), -3.0)
-
-
-class _PerPair(nn.Module):
-    """The mean over pairs of layers of a loss whose learned parts are for one pair."""
-
-    def __init__(self, form: type[nn.Module], students: list[Tensor], teachers: list[Tensor], options: dict) -> None:
-        super().__init__()
-        if len(students) != len(teachers):
-            raise ValueError(f"expected as many teacher layers as student layers, got {len(teachers)}, {len(students)}")
-        channels = [(s.shape[1], t.shape[1]) for s, t in zip(students, teachers, strict=True)]
-        self.losses = nn.ModuleList(form(*pair, **options) for pair in channels)
-
-    def forward(self, students: list[Tensor], teachers: list[Tensor], **padding) -> Tensor:
-        pairs = zip(self.losses, students, teachers, strict=True)
-        return torch.stack([loss(s, t, **padding) for loss, s, t in pairs]).mean()
 
 
 class _WithParaphrasers(nn.Module):

@@ -26,7 +26,7 @@ def si_snr(student, teacher, zero_mean=True, factor=10.0, eps=1e-8, **_):
     return np.mean(rows)
 
 
-def dispatch(student, teacher, clean, patch_bands=64, share=0.5, convention="mean", **_):
+def dispatch(student, teacher, clean, patch_bands=64, share=0.5, convention="paper", **_):
     """Of spectrograms."""
     losses = []
     for s, t, y in zip(*(abs(x) for x in (student, teacher, clean)), strict=True):

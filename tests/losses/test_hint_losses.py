@@ -12,10 +12,10 @@ from suite import Loss, gradients
 from torch import nn
 
 from abckd_kernels.losses import hints as h
-from abckd_kernels.losses.features import Padding
-from abckd_kernels.losses.hints import connector
-from abckd_kernels.losses.hints.connector import Connector
-from abckd_kernels.losses.hints.matching import sums
+from abckd_kernels.losses.common.features import Padding
+from abckd_kernels.losses.hints import _connector as connector
+from abckd_kernels.losses.hints._connector import Connector
+from abckd_kernels.losses.hints._matching import sums
 
 OTHER = (3, 9, 4)  # another size
 WIDE = (4, 6, 5)  # other channels

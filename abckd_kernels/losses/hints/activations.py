@@ -27,10 +27,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice
-from ..features import Configured, Padding, batch_mean, weighted
-from .connector import Connector
-from .matching import Channels, Features, Learned, element_mean, layers, matched, sums
+from ..common.checks import check_choice
+from ..common.features import Padding, batch_mean, weighted
+from ..common.modules import Configured
+from ._connector import Connector
+from ._matching import Channels, Features, Learned, channel_pairs, element_mean, matched, sums
 
 REDUCTIONS = ("mean", "sum")
 
@@ -144,7 +145,7 @@ class _ConnectedAB(Learned):
     def __init__(self, student_channels: Channels, teacher_channels: Channels, options: dict):
         options = {"margin": 1.0, "reduction": "mean"} | options
         check_choice("reduction", options["reduction"], REDUCTIONS)
-        channels = layers(student_channels, teacher_channels)
+        channels = channel_pairs(student_channels, teacher_channels)
         super().__init__([Connector(*pair) for pair in channels], channels, options)
 
     def measured(self, layer, s, t, padding):
@@ -173,7 +174,7 @@ class OFDLoss(Learned):
         weights: Sequence[float] | Tensor | None = None,
     ):
         check_choice("reduction", reduction, REDUCTIONS)
-        channels = layers(student_channels, teacher_channels)
+        channels = channel_pairs(student_channels, teacher_channels)
         if margins is None:
             margins = [torch.full((c,), -3.0) for _, c in channels]
         margins = [margins] if isinstance(margins, Tensor) else list(margins)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import tap
-from ..arithmetic import root, unit, wide
-from ..checks import check_choice
-from ..features import Configured, Padding, batch_mean, check_equal, pairs, weighted
-from ..layers import ValidBatchNorm, convolution
-from .matching import EVERYWHERE, Channels, Features, layers, matched, on_one_grid
+from ..common.arithmetic import root, unit, wide
+from ..common.checks import check_choice
+from ..common.features import Padding, batch_mean, check_equal, pairs, weighted, without_autocast
+from ..common.modules import Configured
+from ..common.normalisation import ValidBatchNorm, convolution
+from ._matching import EVERYWHERE, Channels, Features, channel_pairs, matched, on_one_grid
 
 NORMALIZE = ("map", "factor")
 SLOPE = 0.1  # of the leaky ReLU behind each convolution, as published
@@ -127,7 +128,7 @@ class FTLoss(Configured):
             raise ValueError(f"rate: expected a positive number, got {rate!r}")
         self.translators = None
         if student_channels is not None:
-            channels = [(s, t, max(1, int(t * rate))) for s, t in layers(student_channels, teacher_channels)]
+            channels = [(s, t, max(1, int(t * rate))) for s, t in channel_pairs(student_channels, teacher_channels)]
             self.translators = nn.ModuleList(Translator(s, k, spatial_axes) for s, _, k in channels)
             self.paraphrasers = nn.ModuleList(Paraphraser(t, k, spatial_axes) for _, t, k in channels)
 
@@ -146,7 +147,7 @@ class FTLoss(Configured):
                         f"{name}[{index}]: expected {first.in_channels} channels and {first.weight.dim()} axes, "
                         f"got {tuple(x.shape)}"
                     )
-        with torch.autocast(found[0][0].device.type, enabled=False):
+        with without_autocast(found[0][0]):
             factors = [f(s, padding) for f, (s, _) in zip(self.translators, found, strict=True)]
             with torch.no_grad():
                 targets = [f.factor(t, padding) for f, (_, t) in zip(self.paraphrasers, found, strict=True)]
@@ -161,7 +162,7 @@ class FTLoss(Configured):
         found, padding = pairs(teacher_features, teacher_features, lengths, padded_length)
         losses = []
         for paraphraser, (_, t) in zip(self.paraphrasers, found, strict=True):
-            with torch.autocast(t.device.type, enabled=False):
+            with without_autocast(t):
                 error = padding.zeroed(paraphraser(t, padding) - t).flatten(1).square().sum(1)
             losses.append(batch_mean(error / (t.shape[1] * padding.positions(t))))
         return weighted(losses, None, found)

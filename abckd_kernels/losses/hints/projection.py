@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import project
-from ..checks import check_choice
-from ..features import Configured, Padding, batch_mean, weighted
-from ..layers import ValidBatchNorm, convolution
-from .connector import Connector, PositionLinear
-from .matching import Channels, Learned, element_mean, layers, on_one_grid, sums
+from ..common.checks import check_choice
+from ..common.features import Padding, batch_mean, weighted
+from ..common.modules import Configured
+from ..common.normalisation import ValidBatchNorm, convolution
+from ._connector import Connector, PositionLinear
+from ._matching import Channels, Learned, channel_pairs, element_mean, on_one_grid, sums
 from .regression import hint_loss
 
 REGRESSORS = ("linear", "batch_norm", "relu")
@@ -59,7 +60,7 @@ class HintLoss(Configured):
             raise ValueError("teacher_channels: expected numbers exactly if student_channels are")
         self.regressed = None
         if student_channels is not None:
-            channels = layers(student_channels, teacher_channels)
+            channels = channel_pairs(student_channels, teacher_channels)
             if not isinstance(regressor, str):
                 self.regressed = _Regressed(_one_per_layer(regressor, len(channels)), channels, weights)
                 return

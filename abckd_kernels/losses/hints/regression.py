@@ -28,11 +28,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice
-from ..features import Padding, batch_mean, resized, weighted
-from ..layers import follow
-from .connector import Connector, PositionLinear, channel_moments, projected_sums
-from .matching import Channels, Features, Learned, element_mean, layers, matched, sums
+from ..common.checks import check_choice
+from ..common.features import Padding, batch_mean, resized, weighted
+from ..common.normalisation import follow
+from ._connector import Connector, PositionLinear, channel_moments, projected_sums
+from ._matching import Channels, Features, Learned, channel_pairs, element_mean, matched, sums
 
 
 def hint_loss(
@@ -208,7 +208,7 @@ class VIDLoss(Learned):
     ):
         if not initial_variance > eps:
             raise ValueError(f"initial_variance: expected a number above eps = {eps}, got {initial_variance!r}")
-        channels = layers(student_channels, teacher_channels)
+        channels = channel_pairs(student_channels, teacher_channels)
         made = [_Regressor(s, hidden or t, t, math.log(math.expm1(initial_variance - eps))) for s, t in channels]
         super().__init__(made, channels, {"eps": eps, "weights": weights})
 
@@ -246,7 +246,7 @@ class PADLoss(Learned):
         eps: float = 1e-6,
         weights: Sequence[float] | Tensor | None = None,
     ):
-        channels = layers(student_channels, teacher_channels)
+        channels = channel_pairs(student_channels, teacher_channels)
         super().__init__([_Variance(*pair) for pair in channels], channels, {"eps": eps, "weights": weights})
 
     def measured(self, layer, s, t, padding):
@@ -288,7 +288,7 @@ class SRDLoss(Learned):
         weights: Sequence[float] | Tensor | None = None,
     ):
         check_choice("reduction", reduction, REDUCTIONS)
-        channels = layers(student_channels, teacher_channels)
+        channels = channel_pairs(student_channels, teacher_channels)
         options = {"exponent": exponent, "reduction": reduction, "weights": weights}
         super().__init__([_Normalised(*pair, eps) for pair in channels], channels, options)
 

@@ -56,7 +56,8 @@ def divergence(
     teacher       logits of the same shape; detached. Where dtypes differ, both are read in the one that holds both.
     kind          "kl", "reverse_kl" or "jsd".
     beta          the teacher's share in jsd, 0 to 1.
-    temperature   divides the logits. The values are not multiplied by its square: losses do that.
+    temperature   divides the logits. The values are not multiplied by its square: losses do that. Where beta or the
+                  temperature change, compiled code does not depend on their values.
     dim           the axis of the classes.
     ignore        bool, of the logits' shape without `dim`: rows that are true are 0 and get no gradient, whatever their
                   logits, NaN included.
@@ -74,7 +75,11 @@ def divergence(
         student, teacher, dim = student.movedim(dim, -1), teacher.movedim(dim, -1), student.dim() - 1
     sizes = math.prod(student.shape[:dim]), student.shape[dim], math.prod(student.shape[dim + 1 :])
     student, teacher = student.reshape(sizes), teacher.reshape(sizes)
-    return _divergence(student, teacher, ignore, kind, beta, temperature).reshape(shape)
+    options = None
+    if shapes.changing(beta, temperature):
+        options = torch.stack([shapes.scalar(x, torch.device("cpu"), torch.float64) for x in (beta, temperature)])
+        beta, temperature = 0.5, 1.0
+    return _divergence(student, teacher, ignore, kind, beta, temperature, options).reshape(shape)
 
 
 def check_kind(kind: str) -> int:
@@ -132,17 +137,24 @@ def saved_rows(kind: int) -> int:
     return 4 if KINDS[kind] == "kl" else 5
 
 
-def _forward_shapes(student, teacher, ignore, kind, beta, temperature, gradients):
+def numbers(beta: float, temperature: float, options: Tensor | None) -> tuple[float, float]:
+    """beta and temperature as a kernel takes them: those given, unless `options`, on the host, holds both."""
+    return (beta, temperature) if options is None else tuple(options.tolist())
+
+
+def _forward_shapes(student, teacher, ignore, kind, beta, temperature, options, gradients):
     dtype, rows = shapes.accumulation_dtype(student.dtype), student.shape[0] * student.shape[2]
     saved = (saved_rows(kind), rows) if gradients else (0,)
     return student.new_empty((rows,), dtype=dtype), student.new_empty(saved, dtype=dtype)
 
 
-def _backward_shapes(grad_values, student, teacher, saved, kind, beta, temperature):
+def _backward_shapes(grad_values, student, teacher, saved, kind, beta, temperature, options):
     return student.new_empty(student.shape)
 
 
-OPTIONS = "int kind, float beta, float temperature"
+# options (2,) float64 on the CPU: beta and temperature where they change under torch.compile, which would compile again
+# for each value of a float.
+OPTIONS = "int kind, float beta, float temperature, Tensor? options"
 _divergence = op(
     __name__,
     forward=f"(Tensor student, Tensor teacher, Tensor? ignore, {OPTIONS}, bool gradients)"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..shapes import accumulation_dtype
 from ..triton_layers import launch
-from . import KINDS, saved_rows
+from . import KINDS, numbers, saved_rows
 
 WARP = 64 if torch.version.hip else 32
 
@@ -282,8 +282,10 @@ def backward_kernel(
 
 
 def forward(
-    student: Tensor, teacher: Tensor, ignore: Tensor | None, kind: int, beta: float, temperature: float, gradients: bool
-) -> tuple[Tensor, Tensor]:
+    student: Tensor, teacher: Tensor, ignore: Tensor | None, kind: int, beta: float, temperature: float,
+    options: Tensor | None, gradients: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    beta, temperature = numbers(beta, temperature, options)
     student, teacher = student.contiguous(), teacher.contiguous()
     rows, dtype = student.shape[0] * student.shape[2], accumulation_dtype(student.dtype)
     values = student.new_empty((rows,), dtype=dtype)
@@ -300,8 +302,10 @@ def forward(
 
 
 def backward(
-    value_grads: Tensor, student: Tensor, teacher: Tensor, saved: Tensor, kind: int, beta: float, temperature: float
-) -> Tensor:
+    value_grads: Tensor, student: Tensor, teacher: Tensor, saved: Tensor, kind: int, beta: float, temperature: float,
+    options: Tensor | None,
+) -> Tensor:  # fmt: skip
+    beta, temperature = numbers(beta, temperature, options)
     student, teacher = student.contiguous(), teacher.contiguous()
     result = torch.empty_like(student)
     tile, sizes, constants = _describe(student, kind)

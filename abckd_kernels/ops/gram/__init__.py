@@ -12,7 +12,7 @@ For a feature x (B, C, T), (B, C, T, F), or vectors (B, D), the rows of each gro
 
 with z = x, or, shifted, z_0 = x_0 and z_r = x_r - x_0: distances of the rows are then differences of numbers of their
 own size, not of the size of the features' mean, and the products of the rows themselves still follow from G
-(losses/relations/gram.py). Products are taken in float32 (float64 for float64 features) and summed over some hundred
+(losses/relations/_gram.py). Products are taken in float32 (float64 for float64 features) and summed over some hundred
 columns in it, on a GPU some thousand, beyond that in float64.
 
 Derivative, with M = dG + dGᵀ: gz = M z; shifted, gx_r = gz_r for r > 0 and gx_0 = gz_0 - sum_{r>0} gz_r.

@@ -7,25 +7,26 @@ nor gradient. Teacher features are detached.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..ops import shapes
+from ...ops import shapes
 from .checks import check_weights, listed
 
 __all__ = [
-    "Configured",
     "Padding",
     "batch_mean",
     "check_equal",
     "check_pairs",
+    "checked",
+    "each_pair",
+    "without_autocast",
     "flat",
     "gather",
-    "layers",
     "pairs",
     "resized",
     "smaller",
@@ -73,24 +74,26 @@ class Padding(NamedTuple):
         return x.flatten(2).sum(2) / (count[:, None] if isinstance(count, Tensor) else count)
 
 
-def layers(
+def checked(
     student_features: Tensor | Sequence[Tensor],
     teacher_features: Tensor | Sequence[Tensor],
     lengths: Tensor | None,
     padded_length: int | None,
     *,
     vectors: bool = False,
+    axes: bool = False,
 ) -> tuple[list[Tensor], list[Tensor], Padding]:
     """The student's features, the teacher's, detached, and the padding; checked, padded frames as they come.
 
     vectors   features may be (B, D), too.
+    axes      all features must have as many.
 
     Raises TypeError or ValueError that names the argument.
     """
     students, teachers = listed("student_features", student_features), listed("teacher_features", teacher_features)
     for name, features in (("student_features", students), ("teacher_features", teachers)):
         for index, x in enumerate(features):
-            _check(x, f"{name}[{index}]", students[0], vectors)
+            _check(x, f"{name}[{index}]", students[0], vectors, axes)
     features = [*students, *teachers]
     lengths = shapes.check_lengths(lengths, features[0].shape[0], features[0].device)
     if lengths is not None and any(x.dim() == 2 for x in features):
@@ -98,7 +101,20 @@ def layers(
     if padded_length is None:
         padded_length = max([x.shape[2] for x in features if x.dim() > 2], default=1)
     padding = Padding(lengths, shapes.check_padded_length(padded_length))
-    return list(students), [x.detach() for x in teachers], padding
+    return list(students), [constant(x) for x in teachers], padding
+
+
+def constant(x: Tensor) -> Tensor:
+    """A teacher's tensor without its graph; a copy of one made in inference mode, which autograd can't save."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not x.is_inference():
+        return x.detach()
+    return x.detach().clone()
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Where autocast would round what follows to half precision; nothing on devices that have no autocast."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def pairs(
@@ -110,11 +126,11 @@ def pairs(
     vectors: bool = False,
     zeroed: bool = True,
 ) -> tuple[list[tuple[Tensor, Tensor]], Padding]:
-    """[(student, teacher), ...], as `layers` checks them, padded frames zero; and the padding.
+    """[(student, teacher), ...], as `checked` has them, padded frames zero; and the padding.
 
     zeroed    False leaves padded frames as they are, for ops that do not read them: zeroing costs a copy.
     """
-    students, teachers, padding = layers(student_features, teacher_features, lengths, padded_length, vectors=vectors)
+    students, teachers, padding = checked(student_features, teacher_features, lengths, padded_length, vectors=vectors)
     check_pairs(len(students), len(teachers))
     if zeroed:
         students, teachers = ([padding.zeroed(x) for x in group] for group in (students, teachers))
@@ -127,10 +143,14 @@ def check_pairs(n: int, m: int) -> None:
         raise ValueError(f"teacher_features: expected {n} features, one per student feature, got {m}")
 
 
-def _check(x: Tensor, name: str, first: Tensor, vectors: bool) -> None:
+def _check(x: Tensor, name: str, first: Tensor, vectors: bool, axes: bool) -> None:
     vector = vectors and isinstance(x, Tensor) and x.dim() == 2
     shapes.check_feature(x[..., None] if vector else x, name)
-    for what, expected, got in (("batch size", first.shape[0], x.shape[0]), ("device", first.device, x.device)):
+    for what, expected, got in (
+        ("batch size", first.shape[0], x.shape[0]),
+        ("device", first.device, x.device),
+        ("number of axes", first.dim(), x.dim() if axes else first.dim()),
+    ):
         if got != expected:
             raise ValueError(f"{name}: expected {what} {expected} as in student_features[0], got {got}")
 
@@ -187,7 +207,7 @@ def resized(x: Tensor, sizes: Sequence[int], padding: Padding) -> Tensor:
     Two small matrix products, so that the backward has no atomics. Window u of n positions onto a is
     floor(u n / a) .. ceil((u + 1) n / a). Frames that are not valid on the new scale are zero.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         x = x.to(shapes.accumulation_dtype(x.dtype))
         if len(sizes) == 2 and sizes[1] != x.shape[3]:
             x = x @ _windows(x.shape[3], sizes[1], x).T
@@ -214,40 +234,56 @@ def batch_mean(per_sample: Tensor) -> Tensor:
 
 
 def weighted(losses: Sequence[Tensor], weights, checked: Sequence[Sequence[Tensor]]) -> Tensor:
-    """sum_i weights[i] losses[i], 1/n by default: float64 if one of the features is, else float32."""
+    """sum_i weights[i] losses[i], 1/n by default: float64 if one of the features is, else float32.
+
+    weights   None, numbers, or a tensor (n,) on the losses' device.
+    """
     weights = check_weights(weights, len(losses))
-    losses = torch.stack([loss.to(losses[0].dtype) for loss in losses])
-    total = losses.mean() if weights is None else (losses * weights.to(losses)).sum()
-    return total.to(
-        torch.float64 if any(x.dtype == torch.float64 for group in checked for x in group) else torch.float32
+    dtype = losses[0].dtype
+    for loss in losses[1:]:
+        dtype = torch.promote_types(dtype, loss.dtype)
+    if isinstance(weights, Tensor):
+        if weights.device != losses[0].device and weights.device.type != "cpu":
+            raise ValueError(f"weights: expected a tensor on {losses[0].device}, got one on {weights.device}")
+        total = (torch.stack([loss.to(dtype) for loss in losses]) * weights.to(losses[0].device, dtype)).sum()
+    elif len(losses) == 1:
+        total = losses[0] if weights is None else losses[0] * weights[0]
+    else:
+        shares = [1 / len(losses)] * len(losses) if weights is None else weights
+        total = sum(share * loss.to(dtype) for share, loss in zip(shares, losses, strict=True))
+    wide = any(x.dtype == torch.float64 for group in checked for x in group)
+    return total.to(torch.float64 if wide else torch.float32)
+
+
+def each_pair(
+    term: Callable[[Tensor, Tensor, Padding], Tensor],
+    student_features: Tensor | Sequence[Tensor],
+    teacher_features: Tensor | Sequence[Tensor],
+    lengths: Tensor | None,
+    padded_length: int | None,
+    weights,
+    *,
+    vectors: bool = False,
+    zeroed: bool = True,
+    equal: Sequence[str] = (),
+) -> Tensor:
+    """The weighted sum over the pairs of term(student, teacher, padding), a scalar each, or values (B,) to be averaged.
+
+    vectors, zeroed   as in `pairs`.
+    equal             what the features of a pair must have alike: "channels", "axes", "size" (of a flattened sample).
+    """
+    found, padding = pairs(
+        student_features, teacher_features, lengths, padded_length, vectors=vectors, zeroed=zeroed
     )
-
-
-class Configured(nn.Module):
-    """A loss with its options chosen once. Subclasses name the function; forward takes features and padding."""
-
-    function: Callable[..., Tensor]
-
-    def __init__(self, **options):
-        super().__init__()
-        known = inspect.signature(self.function).parameters
-        for name in options:
-            if name not in known or name in ("student_features", "teacher_features", "lengths", "padded_length"):
-                raise TypeError(f"{type(self).__name__}: unexpected option {name!r}")
-        self.options = options
-
-    def forward(
-        self,
-        student_features: Tensor | Sequence[Tensor],
-        teacher_features: Tensor | Sequence[Tensor],
-        *,
-        lengths: Tensor | None = None,
-        padded_length: int | None = None,
-    ) -> Tensor:
-        """The loss of these features; arguments as in the functional form."""
-        return self.function(
-            student_features, teacher_features, lengths=lengths, padded_length=padded_length, **self.options
-        )
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+    losses = []
+    for index, (s, t) in enumerate(found):
+        if "axes" in equal:
+            check_equal(index, "number of axes", s.dim(), t.dim())
+        if "channels" in equal:
+            check_equal(index, "channels", s.shape[1], t.shape[1])
+        if "size" in equal:
+            check_equal(index, "flattened size", s.shape[1:].numel(), t.shape[1:].numel())
+        with without_autocast(s):
+            value = term(s, t, padding)
+        losses.append(value if value.dim() == 0 else batch_mean(value))
+    return weighted(losses, weights, found)

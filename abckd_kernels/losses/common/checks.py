@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
+
+from ...ops.shapes import describe
 
 
 def check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ValueError, naming the argument, unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{argument}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{argument}: expected one of {', '.join(map(repr, choices))}, got {describe(value)}")
 
 
 def check_number(argument: str, value: float, *, least: float, most: float = math.inf, above: bool = False) -> float:
@@ -20,7 +21,7 @@ def check_number(argument: str, value: float, *, least: float, most: float = mat
     fits = isinstance(value, int | float) and math.isfinite(value) and least <= value <= most
     if not fits or (above and value == least):
         limits = f"{'above' if above else 'at least'} {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
-        raise ValueError(f"{argument}: expected a number {limits}, got {value!r}")
+        raise ValueError(f"{argument}: expected a number {limits}, got {describe(value)}")
     return value
 
 
@@ -29,34 +30,38 @@ def listed(argument: str, given: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
     if isinstance(given, Tensor):
         return [given]
     if not isinstance(given, Sequence) or isinstance(given, str) or not given:
-        raise TypeError(f"{argument}: expected a tensor or a non-empty list of tensors, got {given!r}")
+        raise TypeError(f"{argument}: expected a tensor or a non-empty list of tensors, got {describe(given)}")
     return given
 
 
-def check_weights(weights, n: int) -> Tensor | None:
-    """`weights` as a tensor of n numbers, or None. Raises ValueError."""
+def check_weights(weights, n: int | None) -> Tensor | list[float] | None:
+    """`weights`: None, a tensor (n,), or n numbers, as floats; n None: any number of them. Raises ValueError."""
     if weights is None:
         return None
-    if not isinstance(weights, Tensor):
-        try:
-            weights = torch.tensor(weights, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"weights: expected {n} numbers, one per layer, got {weights!r}") from error
-    if weights.shape != (n,):
-        raise ValueError(f"weights: expected {n} numbers, one per layer, got shape {tuple(weights.shape)}")
-    return weights
+    expected = f"{'some' if n is None else n} numbers, one per layer"
+    if isinstance(weights, Tensor):
+        if weights.dim() != 1 or n not in (None, len(weights)):
+            raise ValueError(f"weights: expected {expected}, got shape {tuple(weights.shape)}")
+        return weights
+    try:
+        numbers = [float(w) for w in weights]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"weights: expected {expected}, got {describe(weights)}") from error
+    if n not in (None, len(numbers)):
+        raise ValueError(f"weights: expected {expected}, got {len(numbers)}")
+    return numbers
 
 
 def check_count(argument: str, value: int) -> None:
     """Raise ValueError, naming the argument, unless `value` is a positive whole number."""
     if not _is_count(value):
-        raise ValueError(f"{argument}: expected a positive whole number, got {value!r}")
+        raise ValueError(f"{argument}: expected a positive whole number, got {describe(value)}")
 
 
 def check_channels(argument: str, channels: Sequence[int]) -> list[int]:
     """`channels`, one number per layer, as a list. Raises ValueError that names the argument."""
     if not isinstance(channels, Sequence) or not channels or any(not _is_count(x) for x in channels):
-        raise ValueError(f"{argument}: expected a non-empty list of positive whole numbers, got {channels!r}")
+        raise ValueError(f"{argument}: expected a non-empty list of positive whole numbers, got {describe(channels)}")
     return list(channels)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from ...ops import pointwise
-from ..features import Padding, check_equal, pairs, resized, smaller
+from ..common.features import Padding, check_equal, pairs, resized, smaller, without_autocast
 
 Features = Tensor | Sequence[Tensor]
 Channels = int | Sequence[int]
@@ -53,7 +52,7 @@ def element_mean(of_channels: Tensor, x: Tensor, padding: Padding) -> Tensor:
     return of_channels.sum(1) / (x.shape[1] * padding.positions(x))
 
 
-def layers(student_channels: Channels, teacher_channels: Channels) -> list[tuple[int, int]]:
+def channel_pairs(student_channels: Channels, teacher_channels: Channels) -> list[tuple[int, int]]:
     """[(student's, teacher's channels), ...] of a module's layers. Raises ValueError."""
     both = [[c] if isinstance(c, int) else list(c) for c in (student_channels, teacher_channels)]
     for name, channels in zip(("student_channels", "teacher_channels"), both, strict=True):
@@ -106,7 +105,7 @@ class Learned(nn.Module):
                     raise ValueError(
                         f"{name}[{index}]: expected {expected} channels, got {x.shape[1]} in {tuple(x.shape)}"
                     )
-            with torch.autocast(pair[0].device.type, enabled=False):
+            with without_autocast(pair[0]):
                 s, t = self.on_one_grid(layer, *pair, padding)
                 # Once for all that reads it: in half precision its gradient is then rounded once.
                 s = padding.zeroed(s.to(next(layer.parameters(), s).dtype))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..ops import compress, shapes, tap_all
+from ...ops import compress, shapes, tap_all
 from .features import Padding
 
 __all__ = ["Taps", "cells", "distances", "padding_of", "tapped"]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ...ops import shapes
-from ..checks import listed
+from ..common.checks import listed
+from ..common.features import constant
 
 Signals = Tensor | Sequence[Tensor]
 
@@ -59,7 +60,7 @@ def signal_pairs(
         same("batch size", first[0], first[2], shape[0], own)
         for x, its in ((s, own), (t, name)):
             same("device", first[1], first[2], x.device, its)
-        found.append((s, t.detach()))
+        found.append((s, constant(t)))
         steps.append(shape[-1])
     padded_length = shapes.check_padded_length(max(steps) if padded_length is None else padded_length)
     return found, Ends(shapes.check_lengths(lengths, *first[:2]), padded_length)

@@ -13,21 +13,23 @@ import torch
 from torch import Tensor
 
 from ... import backends
+from ...ops import shapes
+from ...ops.contract import connect_refusal
 from ...ops.divergence import KINDS
-from ...ops.shapes import accumulation_dtype
 
-OPTIONS = (KINDS.index("kl"), 0.5)
+KIND = KINDS.index("kl")
 
 
 class _Decoupled(torch.autograd.Function):
     @staticmethod
-    def forward(student, teacher, target, ignore, dim, temperature):
+    def forward(student, teacher, target, ignore, dim, temperature, options):
         others = [_without(x, target, ignore, dim) for x in (student, teacher)]
         rows = [_rows(x, dim) for x in others]
         skip = None if ignore is None else ignore.reshape(-1)
         kernel = backends.kernel("divergence_forward", student.device)
-        values, saved = kernel(*rows, skip, *OPTIONS, temperature, True)
+        values, saved = kernel(*rows, skip, KIND, 0.5, temperature, options, True)
         shape = student.shape[:dim] + student.shape[dim + 1 :]
+        temperature = temperature if options is None else options[1]
         dead = saved[1] == math.inf
         sums = [
             (saved[i] + saved[i + 1] * temperature).masked_fill(dead, -math.inf).view(shape).unsqueeze(dim)
@@ -39,25 +41,26 @@ class _Decoupled(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        student, _, target, _, ctx.dim, ctx.temperature = inputs
-        ctx.dtype = student.dtype
+        student, _, target, _, ctx.dim, ctx.temperature, options = inputs
         _, _, binary_teacher, *kept = output
         ctx.mark_non_differentiable(binary_teacher, *kept)
-        ctx.save_for_backward(target, *kept)
+        ctx.save_for_backward(student, target, options, *kept)
 
     @staticmethod
     def backward(ctx, value_grads, binary_grads, *_):
-        target, student, teacher, saved = ctx.saved_tensors
+        given, target, options, student, teacher, saved = ctx.saved_tensors
         dim, temperature = ctx.dim, ctx.temperature
         rows = _rows(student, dim), _rows(teacher, dim)
         kernel = backends.kernel("divergence_backward", student.device)
-        grad = kernel(value_grads.reshape(-1), *rows, saved, *OPTIONS, temperature)
+        grad = kernel(value_grads.reshape(-1), *rows, saved, KIND, 0.5, temperature, options)
+        temperature = temperature if options is None else options[1]
         # The log-sum-exp of the others, times temperature, changes with each of them by its probability.
         of_target, of_sum = binary_grads.split(1, dim)
         per_row = (rows[0].shape[0], 1, rows[0].shape[2])
         q = (rows[0] - saved[0].view(per_row)).div_(temperature).sub_(saved[1].view(per_row)).exp_()
         grad = torch.addcmul(grad, q, of_sum.reshape(per_row)).view(student.shape)
-        return grad.scatter_(dim, target, of_target).to(ctx.dtype), None, None, None, None, None
+        grad = grad.scatter_(dim, target, of_target).to(given.dtype)
+        return connect_refusal(grad, given, value_grads, binary_grads), *[None] * 6
 
 
 def decoupled(
@@ -68,12 +71,17 @@ def decoupled(
 
     target   integers, the logits' shape with 1 in place of `dim`.
     """
-    return _Decoupled.apply(student, teacher, target, ignore, dim, temperature)[:3]
+    dtype = torch.promote_types(student.dtype, teacher.dtype)
+    options = None
+    if shapes.changing(temperature):
+        options = shapes.scalar(temperature, torch.device("cpu"), torch.float64).expand(2).contiguous()
+        temperature = 1.0
+    return _Decoupled.apply(student.to(dtype), teacher.to(dtype), target, ignore, dim, temperature, options)[:3]
 
 
 def _without(x: Tensor, target: Tensor, ignore: Tensor | None, dim: int) -> Tensor:
     """A copy whose target can't occur, 0 in rows that don't count: backward multiplies what is there by 0."""
-    copy = torch.empty_like(x, dtype=accumulation_dtype(x.dtype), memory_format=torch.contiguous_format).copy_(x)
+    copy = torch.empty_like(x, dtype=shapes.accumulation_dtype(x.dtype), memory_format=torch.contiguous_format).copy_(x)
     if ignore is not None:
         copy.masked_fill_(ignore.unsqueeze(dim), 0)
     return copy.scatter_(dim, target, -math.inf)

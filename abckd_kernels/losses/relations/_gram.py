@@ -14,12 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...ops.contract import connect_refusal
 from ...ops.gram import gram
 from ...ops.shapes import accumulation_dtype
-from ..arithmetic import inverse, root, small
-
-BLOCK = 2**19  # elements widened at once
+from ..common.arithmetic import inverse, root, small
+from ..common.features import without_autocast
 
 
 def between_samples(x: Tensor) -> Tensor:
@@ -33,51 +31,17 @@ def between_differences(x: Tensor) -> tuple[Tensor, Tensor]:
     g = gram(x, shifted=True)[0]  # of x_0, x_1 - x_0, x_2 - x_0, ...
     if not len(g):
         return g, g
-    first = torch.zeros_like(g[0])
-    first[0] = 1
-    others = 1 - first
+    others = (torch.arange(len(g), device=g.device) > 0).to(g.dtype)
     differences = g * others[:, None] * others
     with_first = g[0] * others
     return differences, differences + with_first[:, None] + with_first + g[0, 0]
 
 
-class _Products(torch.autograd.Function):
-    """In blocks of groups where features are widened, so that no wide copy is larger than a block."""
-
-    @staticmethod
-    def forward(x, y):
-        return small(_matmul(x, y.mT, x.new_empty(0, dtype=torch.promote_types(accumulation_dtype(x.dtype), y.dtype))))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, y = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
-            of_x = connect_refusal(_matmul(grad, y, x), x, y, grad) if ctx.needs_input_grad[0] else None
-            of_y = connect_refusal(_matmul(grad.mT, x, y), x, y, grad) if ctx.needs_input_grad[1] else None
-        return of_x, of_y
-
-
-def _matmul(x: Tensor, y: Tensor, like: Tensor) -> Tensor:
-    """x @ y of two batches of matrices, computed in float32 or float64, in the dtype of `like`."""
-    dtype = accumulation_dtype(torch.promote_types(like.dtype, y.dtype))
-    if y.dtype == like.dtype == dtype:
-        return torch.bmm(x.to(dtype), y)
-    result = like.new_empty((x.shape[0], x.shape[1], y.shape[2]))
-    step = max(BLOCK // max(y[:1].numel(), 1), 1)
-    for first in range(0, len(x), step):
-        block = slice(first, first + step)
-        result[block] = torch.bmm(x[block].to(dtype), y[block].to(dtype))
-    return result
-
-
 def products(x: Tensor, y: Tensor) -> Tensor:
-    """x yᵀ of the rows of (G, R, N) and (G, S, N); (G, R, S) float64."""
-    with torch.autocast(x.device.type, enabled=False):
-        return _Products.apply(x, y)
+    """x yᵀ of the rows of (G, R, N) and (G, S, N), taken in float32 (float64 for float64); (G, R, S) float64."""
+    with without_autocast(x):
+        dtype = accumulation_dtype(torch.promote_types(x.dtype, y.dtype))
+        return small(torch.bmm(x.to(dtype), y.to(dtype).mT))
 
 
 def cosines(g: Tensor, eps: float = 0.0) -> Tensor:

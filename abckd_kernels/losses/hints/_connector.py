@@ -14,8 +14,8 @@ from ... import backends
 from ...ops.contract import connect_refusal
 from ...ops.pointwise import check_parameter
 from ...ops.shapes import accumulation_dtype, is_channels_last
-from ..features import Padding
-from ..layers import follow
+from ..common.features import Padding
+from ..common.normalisation import follow
 
 
 class PositionLinear(nn.Linear):

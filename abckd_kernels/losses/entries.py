@@ -1,18 +1,37 @@
-"""Every loss of the library: what it computes, from which paper, by which op. One entry per loss."""
+"""Every loss of the library: what it computes, from which paper, by which op, and what it needs. One entry per loss."""
 
 from __future__ import annotations
 
-import json
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from torch import nn
 
 from . import abc, afd, attention, hints, relations, response, semckd
+from .common.modules import option_names
 
-MEASURED = Path(__file__).with_name("measured.json")  # written by python -m benchmarks.run --page
+
+class Needs(NamedTuple):
+    """What a loss wants besides its options; `build` gives the module what belongs to its construction.
+
+    layers         "pairs": as many student as teacher layers. "any": any number of either. "chain": at least two pairs.
+    channels       what the module's `student_channels` and `teacher_channels` are: "" it has none, "layers" a number
+                   per layer, "pair" two numbers: it serves one pair of layers.
+    spatial_axes   the module is told how many axes follow the channels.
+    margins        the module is told the teacher's margins (`hints.margins`).
+    group          relations within a batch: `group=`, a process group, joins the parts of a batch.
+    labels, clean  forward's third argument: class labels, the clean signal.
+    """
+
+    layers: Literal["pairs", "any", "chain"] = "pairs"
+    channels: Literal["", "layers", "pair"] = ""
+    spatial_axes: bool = False
+    margins: bool = False
+    group: bool = False
+    labels: bool = False
+    clean: bool = False
 
 
 @dataclass(frozen=True)
@@ -23,30 +42,39 @@ class Entry:
     function     functional form; None where all of it is learned.
     module       nn.Module form.
     inputs       "features", "logits", "spectra" or "waveforms".
-    op           that carries it: "tap", "divergence", ... ("gram": matrix products of torch).
+    op           the ops that carry it, as they run: "tap, compress"; "" if PyTorch does.
+    needs        what it wants besides its options.
     learned      its learned parts; "" if there are none.
     formula      in one line.
     paper        authors, venue and year.
     reproduces   which published code, by which option.
-    measured     traffic, time, memory and errors beside the published form, and the machine (benchmarks/suite.py says
-                 what each number means); None: nobody has.
     """
 
     name: str
     function: Callable | None
     module: type[nn.Module]
-    inputs: str = "features"
+    inputs: Literal["features", "logits", "spectra", "waveforms"] = "features"
     op: str = ""
+    needs: Needs = Needs()
     learned: str = ""
     formula: str = ""
     paper: str = ""
     reproduces: str = ""
-    measured: dict | None = None
+
+    def options(self) -> list[str]:
+        """The names of what can be chosen when the module is made, beside what `needs` says."""
+        parameters = inspect.signature(self.module.__init__).parameters.values()
+        names = [x.name for x in parameters if x.kind in (x.POSITIONAL_OR_KEYWORD, x.KEYWORD_ONLY)]
+        if any(x.kind is x.VAR_KEYWORD for x in parameters):  # the function's
+            names += option_names(self.function)
+        found = {"self", "student_channels", "teacher_channels", "margins", "group"}
+        return [name for name in dict.fromkeys(names) if name not in found]
 
 
 ENTRIES = (
     Entry(
         "abc", abc.abc_loss, abc.ABCLoss, op="tap, compress", learned="queries, keys, layer embeddings (optional)",
+        needs=Needs(layers="any", channels="layers"),
         formula="sum_i w_i ||a_i - sum_j alpha_ij a_j||^2, a normalised attention maps, alpha = softmax_j of scores",
         paper="ABC-KD, arXiv 2305.16665 (our reading of the abstract)",
         reproduces="AT.code (RepDistiller, mdistiller, torchdistill): mask= to one teacher layer, over positions",
@@ -59,12 +87,14 @@ ENTRIES = (
     ),
     Entry(
         "afd", afd.afd_loss, afd.AFDLoss, op="tap, compress", learned="keys, queries, layer embeddings",
+        needs=Needs(layers="any", channels="layers"),
         formula="sum_ij alpha_ij ||v_ij - w_j||^2 / m, v, w energy maps scaled to norm 1, alpha = softmax_i of scores",
         paper="Ji, Heo and Park, AAAI 2021",
         reproduces="clovaai/attention-feature-distillation: distance='mean', weights=[1, ...]",
     ),
     Entry(
         "semckd", semckd.semckd_loss, semckd.SemCKDLoss, op="project, tap, pointwise",
+        needs=Needs(layers="any", channels="layers", spatial_axes=True),
         learned="queries, keys, n m projections",
         formula="sum_i w_i sum_j alpha_ij mean (p_ij(s_i) - t_j)^2, alpha = softmax_j q_i.k_j",
         paper="Chen et al., AAAI 2021",
@@ -72,36 +102,42 @@ ENTRIES = (
     ),
     Entry(
         "sp", relations.sp_loss, relations.SPLoss, op="gram",
+        needs=Needs(group=True),
         formula="||R_s - R_t||_F^2 / B^2, R the rows of X X^T scaled to norm 1",
         paper="Tung and Mori, ICCV 2019",
         reproduces="RepDistiller, mdistiller, SemCKD; torchdistill: normalize='l1'",
     ),
     Entry(
         "pkt", relations.pkt_loss, relations.PKTLoss, op="gram",
+        needs=Needs(group=True),
         formula="mean_i KL(q_i || p_i), rows of (cos + 1) / 2 between samples scaled to sum 1",
         paper="Passalis and Tefas, ECCV 2018",
         reproduces="RepDistiller, mdistiller, torchdistill, SemCKD: convention='published'",
     ),
     Entry(
         "hkd", relations.hkd_loss, relations.HKDLoss, op="gram",
+        needs=Needs(group=True),
         formula="Jeffreys divergence of rows of (cos + 1) / 2 and of 1 / (1 + d), summed",
         paper="Passalis, Tzelepi and Tefas, CVPR 2020",
         reproduces="SemCKD: convention='published', eps=0, weights=[100, 1, ...]",
     ),
     Entry(
         "rkd", relations.rkd_loss, relations.RKDLoss, op="gram",
+        needs=Needs(group=True),
         formula="25 mean h(D_s - D_t) + 50 mean h(psi_s - psi_t), D distances over their mean, psi angles, h smooth L1",
         paper="Park et al., CVPR 2019",
         reproduces="RepDistiller, mdistiller, torchdistill, SemCKD: convention='published' (squared=, weights of both)",
     ),
     Entry(
         "irg", relations.irg_loss, relations.IRGLoss, op="gram",
+        needs=Needs(group=True),
         formula="mean (E_s - E_t)^2, E squared distances over their maximum, and of their change between layers",
         paper="Liu et al., CVPR 2019",
         reproduces="SemCKD: vertex_weight=1 where shapes agree",
     ),
     Entry(
         "cc", relations.cc_loss, relations.CCLoss, op="gram", learned="two linear embeddings (optional)",
+        needs=Needs(group=True),
         formula="||K_s - K_t||_F^2 / B^2, K = e^(-2 gamma) sum_p (2 gamma cos)^p / p!",
         paper="Peng et al., ICCV 2019",
         reproduces="torchdistill: normalize=False, squared=False; RepDistiller, SemCKD: kernel='neighbour'",
@@ -113,16 +149,18 @@ ENTRIES = (
         reproduces="RepDistiller; mdistiller: weights=[1, ...]",
     ),
     Entry(
-        "fsp", relations.fsp_loss, relations.FSPLoss, op="gram",
+        "fsp", relations.fsp_loss, relations.FSPLoss,
+        needs=Needs(layers="chain"),
         formula="sum (G_s - G_t)^2, G = X_i X_(i+1)^T / N",
         paper="Yim et al., CVPR 2017",
         reproduces="RepDistiller: distance='mean'; torchdistill: pooling='max', distance='columns'; weights=[1, ...]",
     ),
     Entry(
         "ickd", relations.ickd_loss, relations.ICKDLoss, op="gram", learned="convolution and batch norm (optional)",
+        needs=Needs(channels="pair", spatial_axes=True),
         formula="||R_s - R_t||_F^2 / C per sample, R the rows of X X^T (C x C) scaled to norm 1",
         paper="Liu et al., ICCV 2021",
-        reproduces="torchdistill: reduction='batch_squared'",
+        reproduces="torchdistill: convention='published'",
     ),
     Entry(
         "affinity", relations.affinity_loss, relations.AffinityLoss, op="dots",
@@ -138,6 +176,7 @@ ENTRIES = (
     ),
     Entry(
         "frame_similarity", relations.frame_similarity_loss, relations.FrameSimilarityLoss, op="gram",
+        needs=Needs(group=True),
         formula="Jeffreys divergence of rows of (cos + 1) / 2 between the samples at each frame",
         paper="I2RF-TFCKD ('freq' in its code)",
         reproduces="I2RF-TFCKD: norm_eps=1e-6, row_weights= its attention, times T / B",
@@ -149,30 +188,35 @@ ENTRIES = (
     ),
     Entry(
         "vid", hints.vid_loss, hints.VIDLoss, op="pointwise", learned="three linear maps, a variance per channel",
+        needs=Needs(channels="layers"),
         formula="mean of ((s - t)^2 / v_c + log v_c) / 2, v = log(1 + e^scale) + eps",
         paper="Ahn et al., CVPR 2019",
         reproduces="RepDistiller, mdistiller, torchdistill, SemCKD",
     ),
     Entry(
         "pad", hints.pad_loss, hints.PADLoss, op="pointwise", learned="linear map and batch norm: log variances",
+        needs=Needs(channels="layers"),
         formula="mean of (t - s)^2 / (eps + e^l) + l",
         paper="Zhang et al., ECCV 2020",
         reproduces="torchdistill",
     ),
     Entry(
         "srd", hints.srd_loss, hints.SRDLoss, op="pointwise", learned="linear map, normalisations without parameters",
+        needs=Needs(channels="layers"),
         formula="log(1 + mean |s - t|^p / 1e-8), p = 4",
         paper="Miles and Mikolajczyk, AAAI 2024",
         reproduces="torchdistill: reduction='batch', weights=[2], without its divergence of logits",
     ),
     Entry(
         "ab", hints.ab_loss, hints.ABLoss, op="pointwise", learned="linear map and batch norm (optional)",
+        needs=Needs(channels="layers"),
         formula="mean of max(0, m - s)^2 where t > 0, max(0, s + m)^2 elsewhere",
         paper="Heo et al., AAAI 2019",
         reproduces="torchdistill: reduction='sum'; RepDistiller: that, weights=[2^(i - n + 1) 3 / 1000, ...]",
     ),
     Entry(
         "ofd", hints.ofd_loss, hints.OFDLoss, op="pointwise", learned="linear map and batch norm",
+        needs=Needs(channels="layers", margins=True),
         formula="mean of (s - t')^2 where t > 0 or s > t', t' = max(t, m_c)",
         paper="Heo et al., ICCV 2019",
         reproduces="mdistiller: reduction='sum', weights=[2^-(n - i - 1), ...]",
@@ -190,26 +234,30 @@ ENTRIES = (
         reproduces="gtcrn (its waveform term): zero_mean=False, factor=1",
     ),
     Entry(
-        "dispatch", response.dispatch_loss, response.DispatchLoss, inputs="waveforms", op="torch.stft",
+        "dispatch", response.dispatch_loss, response.DispatchLoss, inputs="waveforms",
+        needs=Needs(clean=True),
         formula="mean (|S| - |T|)^2 over the patches where |S| is farther from the clean signal than |T| by most",
         paper="DISPatch, its repository rlaehghks5/DISPATCH",
         reproduces="DISPATCH: convention='published'",
     ),
     Entry(
         "hint", hints.hint_loss, hints.HintLoss, op="pointwise, project",
+        needs=Needs(channels="layers"),
         learned="linear map (and batch norm, and ReLU) over channels, or a module (optional)",
         formula="mean of (W s + b - t)^2",
         paper="Romero et al., ICLR 2015",
         reproduces="RepDistiller, mdistiller: regressor='relu', or ConvReg.between(...) where sizes differ",
     ),
     Entry(
-        "review", hints.review_loss, hints.ReviewLoss, op="gram", learned="attention-based fusion of layers (optional)",
+        "review", hints.review_loss, hints.ReviewLoss, learned="attention-based fusion of layers (optional)",
+        needs=Needs(channels="layers", spatial_axes=True),
         formula="[mean d^2 + sum_l w_l mean pool_l(d)^2] / (1 + sum_l w_l), d = s - t, l = 4, 2, 1, w = 1/2, 1/4, 1/8",
         paper="Chen et al., CVPR 2021",
         reproduces="ReviewKD, mdistiller, torchdistill: fit='frames', weights=[1, ...]; I2RF-TFCKD: norm='instance'",
     ),
     Entry(
         "ft", hints.ft_loss, hints.FTLoss, op="tap", learned="translators, paraphrasers (optional)",
+        needs=Needs(channels="layers", spatial_axes=True),
         formula="mean |Q_s - Q_t|, Q the attention map of the factors scaled to norm 1",
         paper="Kim et al., NeurIPS 2018",
         reproduces="RepDistiller; torchdistill (FTLoss, KTALoss): normalize='factor'",
@@ -229,12 +277,13 @@ ENTRIES = (
     ),
     Entry(
         "dkd", response.dkd_loss, response.DKDLoss, inputs="logits", op="divergence",
+        needs=Needs(labels=True),
         formula="alpha tau^2 KL((p_y, 1 - p_y) || (q_y, 1 - q_y)) + beta tau^2 KL(p without y || q without y)",
         paper="Zhao et al., CVPR 2022",
         reproduces="mdistiller (its warm-up is the caller's)",
     ),
     Entry(
-        "dist", response.dist_loss, response.DISTLoss, inputs="logits", op="PyTorch",
+        "dist", response.dist_loss, response.DISTLoss, inputs="logits", op="correlation",
         formula="tau^2 (beta (1 - mean_rows rho(q, p)) + gamma (1 - mean_classes rho(q, p))), rho Pearson's",
         paper="Huang et al., NeurIPS 2022",
         reproduces="torchdistill",
@@ -242,8 +291,14 @@ ENTRIES = (
 )  # fmt: skip
 
 
-@cache
 def table() -> tuple[Entry, ...]:
-    """All losses, with what was measured of them."""
-    measured = json.loads(MEASURED.read_text())["losses"] if MEASURED.exists() else {}
-    return tuple(replace(entry, measured=measured.get(entry.name)) for entry in ENTRIES)
+    """All losses."""
+    return ENTRIES
+
+
+def entry_of(name: str) -> Entry:
+    """The entry of that name. Raises ValueError."""
+    for entry in ENTRIES:
+        if entry.name == name:
+            return entry
+    raise ValueError(f"name: expected one of {', '.join(entry.name for entry in ENTRIES)}, got {name!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops.shapes import accumulation_dtype, matrix_dtype
+from ...ops.shapes import accumulation_dtype, matrix_dtype
 
 SILENT = 1e-12  # norms up to this one are silence
 
