@@ -106,7 +106,9 @@ def checked(
 
 def constant(x: Tensor) -> Tensor:
     """A teacher's tensor without its graph; a copy of one made in inference mode, which autograd can't save."""
-    return x.detach().clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x.detach()
+    if torch.compiler.is_compiling() or not x.is_inference() or torch.is_inference_mode_enabled():
+        return x.detach()
+    return x.detach().clone()
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager:

@@ -110,15 +110,13 @@ def _windows(sizes: Tensor, cells: int, length: int, dtype: torch.dtype) -> Tens
     return inside / inside.sum(2, keepdim=True).clamp_min(1)
 
 
-class ReviewLoss(Configured):
+class ReviewLoss(Configured, function=review_loss):
     """review_loss with its options chosen once; with channels, behind the fusion of the student's layers (`ABF`).
 
     student_channels, teacher_channels   C of each layer, the deepest last; None: no fusion, channels agree.
     hidden, norm, spatial_axes           as in ABF.
     options                              as in review_loss.
     """
-
-    function = staticmethod(review_loss)
 
     def __init__(
         self,
@@ -143,7 +141,7 @@ class ReviewLoss(Configured):
             found, padding = pairs(student_features, teacher_features, lengths, padded_length, zeroed=False)
             students, teachers = zip(*found, strict=True)
             fused = self.fusion(students, [t.shape[2:] for t in teachers], padding)
-            return _review(list(zip(fused, teachers, strict=True)), padding, **self.options)
+            return _review(list(zip(fused, teachers, strict=True)), padding, weights=self.weights, **self.options)
         return super().forward(student_features, teacher_features, lengths=lengths, padded_length=padded_length)
 
 
