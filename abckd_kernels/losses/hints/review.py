@@ -67,15 +67,13 @@ def _review(found, padding: Padding, levels: Sequence[int] = (4, 2, 1), fit: str
     return weighted(losses, weights, found)
 
 
-class ReviewLoss(Configured):
+class ReviewLoss(Configured, function=review_loss):
     """review_loss with its options chosen once; with channels, behind the fusion of the student's layers (`ABF`).
 
     student_channels, teacher_channels   C of each layer, the deepest last; None: no fusion, channels agree.
     hidden, norm, spatial_axes           as in ABF.
     options                              as in review_loss.
     """
-
-    function = staticmethod(review_loss)
 
     def __init__(
         self,
@@ -100,7 +98,7 @@ class ReviewLoss(Configured):
             found, padding = pairs(student_features, teacher_features, lengths, padded_length, zeroed=False)
             students, teachers = zip(*found, strict=True)
             fused = self.fusion(students, [t.shape[2:] for t in teachers], padding)
-            return _review(list(zip(fused, teachers, strict=True)), padding, **self.options)
+            return _review(list(zip(fused, teachers, strict=True)), padding, weights=self.weights, **self.options)
         return super().forward(student_features, teacher_features, lengths=lengths, padded_length=padded_length)
 
 
