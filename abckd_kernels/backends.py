@@ -35,7 +35,7 @@ try:
     _C = importlib.import_module("abckd_kernels._C")
     EXTENSION_ERROR = None
 except ImportError as error:
-    _C = None
+    _C = None  # type: ignore[assignment]
     EXTENSION_ERROR = f"the C++ extension is not there ({error}); reinstall where a C++ compiler is found"
 
 _TRITON_FOUND = importlib.util.find_spec("triton") is not None

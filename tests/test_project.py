@@ -227,7 +227,7 @@ def test_upstream_gradient_of_stride_zero(backend):
     errors, leaves = problem(), problem.leaves.values()
     whole = torch.autograd.grad(errors, leaves, torch.full((3,), 0.5), retain_graph=True)
     expanded = torch.autograd.grad(errors, leaves, torch.tensor(0.5).expand(3))
-    assert all(map(torch.equal, whole, expanded))
+    accuracy.assert_same(whole, expanded, backend)
 
 
 def test_second_backward_is_like_the_first_and_inputs_stay(backend):
@@ -260,7 +260,7 @@ def test_what_is_not_finite_shows(backend, bad):
 
 
 @pytest.mark.skipif(backends.TRITON_INTERPRET, reason="one thread")
-def test_results_do_not_depend_on_the_number_of_threads():
+def test_results_do_not_depend_on_the_number_of_threads(backend):
     problem, results, threads = Problem((3, 20, 40, 30), 24), [], torch.get_num_threads()
     try:
         for count in (1, 2, 3):
@@ -269,7 +269,8 @@ def test_results_do_not_depend_on_the_number_of_threads():
             results.append((errors, *torch.autograd.grad(errors.sum(), problem.leaves.values())))
     finally:
         torch.set_num_threads(threads)
-    assert all(map(torch.equal, results[0], results[1])) and all(map(torch.equal, results[0], results[2]))
+    for other in results[1:]:
+        accuracy.assert_same(other, results[0], backend)
 
 
 def test_gradcheck(backend):
