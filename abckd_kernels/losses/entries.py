@@ -65,7 +65,7 @@ class Entry:
         """The names of what can be chosen when the module is made, beside what `needs` says."""
         parameters = inspect.signature(self.module.__init__).parameters.values()
         names = [x.name for x in parameters if x.kind in (x.POSITIONAL_OR_KEYWORD, x.KEYWORD_ONLY)]
-        if any(x.kind is x.VAR_KEYWORD for x in parameters):  # the function's
+        if self.function and any(x.kind is x.VAR_KEYWORD for x in parameters):  # the function's
             names += option_names(self.function)
         found = {"self", "student_channels", "teacher_channels", "margins", "group"}
         return [name for name in dict.fromkeys(names) if name not in found]

@@ -11,7 +11,7 @@ from .features import Padding
 class ValidBatchNorm(nn.BatchNorm1d):
     """Batch normalisation of (B, C, *spatial) by the valid positions' statistics; the other frames become zero."""
 
-    def forward(self, x: Tensor, padding: Padding) -> Tensor:
+    def forward(self, x: Tensor, padding: Padding) -> Tensor:  # type: ignore[override]
         rows, valid = x.flatten(2), padding.position_mask(x)
         if valid is None:
             return super().forward(rows).view_as(x)
@@ -27,15 +27,23 @@ class ValidBatchNorm(nn.BatchNorm1d):
         return ((centred * scale[:, None] + self.bias[:, None]) * valid).view_as(x)
 
 
+def running_statistics(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Running mean and variance; the normalisations here all have them."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
 @torch.no_grad()
 def follow(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
     """Move the running statistics towards those of a batch, as PyTorch does; an empty batch moves nothing."""
+    running_mean, running_variance = running_statistics(norm)
+    assert norm.momentum is not None and norm.num_batches_tracked is not None
     if not isinstance(count, Tensor):
-        count = torch.tensor(count, device=mean.device)
+        count = mean.new_full((), count)
     rate = norm.momentum * (count > 0).to(mean.dtype)
     norm.num_batches_tracked += 1
-    norm.running_mean += rate * (mean - norm.running_mean)
-    norm.running_var += rate * (variance * (count / (count - 1).clamp_min(1)) - norm.running_var)
+    running_mean += rate * (mean - running_mean)
+    running_variance += rate * (variance * (count / (count - 1).clamp_min(1)) - running_variance)
 
 
 class NormalisedLinear(nn.Module):
@@ -48,7 +56,7 @@ class NormalisedLinear(nn.Module):
         super().__init__()
         self.linear, self.norm = nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs)
         if not bias:
-            self.norm.bias = None
+            self.norm.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
         y, norm = self.linear(x), self.norm

@@ -15,7 +15,7 @@ from ...ops.contract import connect_refusal
 from ...ops.pointwise import check_parameter
 from ...ops.shapes import accumulation_dtype, is_channels_last
 from ..common.features import Padding
-from ..common.normalisation import follow
+from ..common.normalisation import follow, running_statistics
 
 
 class PositionLinear(nn.Linear):
@@ -101,7 +101,7 @@ class Connector(nn.Module):
             mean, variance = weight @ mean, ((weight @ covariance) * weight).sum(1)
             follow(self.norm, mean, variance, count)
         else:
-            mean, variance = self.norm.running_mean, self.norm.running_var
+            mean, variance = running_statistics(self.norm)
         scale = (variance.clamp_min(0) + self.norm.eps).rsqrt()
         if self.norm.affine:
             scale = scale * self.norm.weight
@@ -185,7 +185,8 @@ def moments(x: Tensor, padding: Padding) -> tuple[Tensor, Tensor, Tensor | int]:
 def channel_moments(x: Tensor, padding: Padding) -> tuple[Tensor, Tensor, Tensor | int]:
     """As `moments`, but each channel's variance (C,) alone, of any `x`, without a gradient."""
     valid, count = _valid_positions(x, padding)
-    mean, variance = 0, 0
+    mean = x.new_zeros(x.shape[1], dtype=accumulation_dtype(x.dtype))
+    variance = torch.zeros_like(mean)
     for part, inside in _chunks(x.shape[1], x, valid):
         mean = mean + _rows(part, inside).sum(2).sum(0) / _divisor(count)
     for part, inside in _chunks(x.shape[1], x, valid):

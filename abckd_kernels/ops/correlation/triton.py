@@ -280,7 +280,7 @@ def forward(
     means = (partial[:, :3] * counts).sum(0) / count.clamp_min(1)
     squares = (partial[:, 3:6] + (partial[:, :3] - means).square() * counts).sum(0)
     distance, by_class = along_rows(means[:2], squares, count, dtype)
-    distances, *factors = along_classes(*sums, classes)
+    distances, *factors = along_classes(sums[0], sums[1], sums[2], classes)
     if ignore is not None:
         distances = distances.masked_fill(ignore.reshape(-1), 0)
     count = count.clamp_min(1)
