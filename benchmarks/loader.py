@@ -21,9 +21,9 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from abckd_dns.data import MixtureOptions, Mixtures
-from abckd_dns.prepared import Prepared, PrepareOptions, prepare
-from abckd_dns.stft import SAMPLE_RATE
+from abckd_dns.data.mixtures import MixtureOptions, Mixtures
+from abckd_dns.data.prepared import Prepared, PrepareOptions, prepare
+from abckd_dns.network.stft import SAMPLE_RATE
 
 
 def main() -> None:

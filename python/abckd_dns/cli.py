@@ -8,18 +8,18 @@ from typing import Annotated, Union
 
 import tyro
 
-from .demo import DemoOptions, demo
-from .demo_data import fetch_demo_data
-from .describe import DescribeOptions, describe
-from .distill import DistillOptions, distill
-from .enhance import DenoiseOptions, denoise
+from .data.prepared import PrepareOptions, prepare
+from .demo.data import fetch_demo_data
+from .demo.run import DemoOptions, demo
 from .errors import InputError
-from .evaluate import EvaluateOptions, evaluate
-from .export import ExportOptions, export
-from .prepared import PrepareOptions, prepare
+from .evaluation.compare import EvaluateOptions, evaluate
+from .evaluation.enhance import DenoiseOptions, denoise
+from .network.describe import DescribeOptions, describe
+from .network.export import ExportOptions, export
 from .study.data import fetch_study_data, format_minutes
 from .study.runner import StudyOptions, study
-from .train import TrainOptions, train
+from .training.distillation import DistillOptions, distill
+from .training.supervised import TrainOptions, train
 
 
 @dataclass

@@ -5,7 +5,7 @@ import os
 import torch
 from torch import nn
 
-from abckd_dns.model import Denoiser, DenoiserConfig
+from abckd_dns.network.denoiser import Denoiser, DenoiserConfig
 
 
 class Gate(nn.Module):

@@ -7,12 +7,12 @@ import pytest
 from made_audio import SHORT, data_arguments
 
 from abckd_dns.cli import main
-from abckd_dns.distill import DistillOptions
+from abckd_dns.data.prepared import PrepareOptions
 from abckd_dns.errors import InputError
-from abckd_dns.evaluate import EvaluateOptions
-from abckd_dns.prepared import PrepareOptions
+from abckd_dns.evaluation.compare import EvaluateOptions
 from abckd_dns.study.runner import StudyOptions
-from abckd_dns.train import TrainOptions
+from abckd_dns.training.distillation import DistillOptions
+from abckd_dns.training.supervised import TrainOptions
 
 NEEDED = {
     TrainOptions: dict(out=Path("run")),

@@ -18,10 +18,10 @@ from pydantic import (
     ValidationError,
 )
 
-from ..distill import DistillOptions
 from ..errors import InputError
-from ..metrics import METRICS
-from ..train import TrainOptions
+from ..evaluation.metrics import METRICS
+from ..training.distillation import DistillOptions
+from ..training.supervised import TrainOptions
 
 if sys.version_info >= (3, 11):
     import tomllib

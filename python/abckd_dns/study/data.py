@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import InputError
-from ..package_audio import (
+from ..demo.packages import (
     Collection,
     Package,
     fetch,
@@ -17,6 +16,7 @@ from ..package_audio import (
     sound_catalogue,
     spoken_stamps,
 )
+from ..errors import InputError
 from .config import Config
 
 # English and Spanish prompts are one speaker. A language of the stamps is one speaker, for most of it; between

@@ -25,17 +25,17 @@ import torch
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
-from ..data import MixtureOptions, Mixtures
-from ..distill import Distillation, DistillOptions, distill
-from ..enhance import enhance
+from ..data.mixtures import MixtureOptions, Mixtures
+from ..data.prepared import PrepareOptions, prepare
 from ..errors import InputError
-from ..evaluate import UNPROCESSED, EvaluateOptions, evaluate
-from ..kd import build, parse
-from ..networks import load_network
-from ..objective import SpeechLoss
-from ..prepared import PrepareOptions, prepare
-from ..stft import SAMPLE_RATE
-from ..train import TrainOptions, labelled_examples, train
+from ..evaluation.compare import UNPROCESSED, EvaluateOptions, evaluate
+from ..evaluation.enhance import enhance
+from ..network.load import load_network
+from ..network.stft import SAMPLE_RATE
+from ..training.distillation import Distillation, DistillOptions, distill
+from ..training.kd import build, parse
+from ..training.objective import SpeechLoss
+from ..training.supervised import TrainOptions, labelled_examples, train
 from .config import Config, load
 from .data import data_folder
 from .runs import NOISY, TEACHER, Run, dry_file, mixtures_folder, scores_file, unit_file, unit_runs

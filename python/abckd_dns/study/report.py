@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..evaluate import UNPROCESSED
+from ..evaluation.compare import UNPROCESSED
 from .config import Config, Regime
 from .results import (
     ENTROPY,

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoints import check_same_run, is_finished
 from ..errors import InputError, check_at_least
-from ..training import TrainingOptions
+from ..training.loop import TrainingOptions
+from ..training.states import check_same_run, is_finished
 from . import report
 from .config import Config, load
 from .data import data_folder, format_minutes
