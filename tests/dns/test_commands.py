@@ -15,9 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from abckd_dns.cli import main
 from abckd_dns.data import mixtures as data
-from abckd_dns.network.denoiser import PRESETS, Denoiser
+from abckd_dns.network.config import PRESETS
+from abckd_dns.network.denoiser import Denoiser
 from abckd_dns.network.load import load_network
-from abckd_dns.training.distillation import Distillation, DistillOptions
+from abckd_dns.options import DistillOptions
+from abckd_dns.training.distillation import Distillation
 from abckd_dns.training.kd import build, parse
 from abckd_dns.training.objective import SpeechLoss
 
@@ -326,4 +328,4 @@ def test_demo_on_own_folders(folders, tmp_path, capsys):
 
 
 def test_kd_weight_default_is_the_one_known_to_be_right():
-    assert DistillOptions(out=None, teacher="").kd_weight == 0.1
+    assert DistillOptions(out="run", teacher="").kd_weight == 0.1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,25 +13,8 @@ import torch
 import torchaudio
 from torch import Tensor
 
+from ..constants import SAMPLE_RATE
 from ..errors import InputError
-from ..network.stft import SAMPLE_RATE
-
-AUDIO_SUFFIXES = frozenset((".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf"))
-
-
-def list_audio(folder: Path, argument: str) -> list[Path]:
-    """Every audio file below `folder`, sorted; links are followed. `argument` is what errors blame."""
-    if not folder.is_dir():
-        raise InputError(f"{argument}: expected a folder of audio files, but {folder} is not a folder")
-    files = sorted(
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if Path(name).suffix.lower() in AUDIO_SUFFIXES
-    )
-    if not files:
-        raise InputError(f"{argument}: {folder} has no audio file ({' '.join(sorted(AUDIO_SUFFIXES))})")
-    return files
 
 
 def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:

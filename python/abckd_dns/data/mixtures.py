@@ -7,7 +7,6 @@ on the examples before it.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,36 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..constants import SAMPLE_RATE
 from ..errors import InputError
-from ..network.stft import SAMPLE_RATE
+from ..options import MixtureOptions
 from .audio import read_segment
 from .mixing import level_dbfs, mix, reverberate
 from .sources import Member, find_sources
 
 _TRIES = 50  # how often a file is drawn anew because it is corrupt or its segment near-silent
-
-
-@dataclass(kw_only=True)
-class MixtureOptions:
-    """Where examples come from and how they are mixed."""
-
-    clean: Path | None = None
-    """Folder of clean speech: files of any format that soundfile reads, of any sample rate (they are resampled to
-    16 kHz), or .tar shards of such, at any depth; or one shard, or a range of them: speech-{000..099}.tar."""
-    noise: Path | None = None
-    """Folder of noise, or shards."""
-    rirs: Path | None = None
-    """Folder, or shards, of room impulse responses. Half of the speech then reverberates, mixture and target alike."""
-    snr: tuple[float, float] = (-5.0, 15.0)
-    """Range of the signal-to-noise ratio in dB."""
-    level: tuple[float, float] = (-35.0, -15.0)
-    """Range of the level of the noisy speech in dBFS."""
-    min_speech_level: float = -45.0
-    """Segments of speech below this level (dBFS) are rejected: the SNR would mean nothing."""
-    min_noise_level: float = -55.0
-    """Segments of noise below this level (dBFS) are rejected."""
-    max_corrupt: float = 0.1
-    """Fraction of unreadable files in a folder above which the run stops."""
 
 
 class Mixtures(Dataset):
@@ -54,10 +31,6 @@ class Mixtures(Dataset):
         for argument in ("clean", "noise"):
             if getattr(options, argument) is None:
                 raise InputError(f"--{argument}: a folder is needed to make mixtures of speech and noise")
-        for argument in ("snr", "level"):
-            low, high = getattr(options, argument)
-            if low > high:
-                raise InputError(f"--{argument}: expected the lower bound first, got {low} {high}")
         self.options, self.length, self.count, self.seed = options, length, count, seed
         self.speech = SegmentPool(options.clean, "--clean", options.max_corrupt)
         self.noise = SegmentPool(options.noise, "--noise", options.max_corrupt)
@@ -103,11 +76,6 @@ class PartlyLabelled(Dataset):
     """
 
     def __init__(self, labelled: Dataset, unlabelled: NoisySpeech, noisy_fraction: float) -> None:
-        if not 0 < noisy_fraction < 1:
-            raise InputError(
-                f"--noisy-fraction: expected a number between 0 and 1, got {noisy_fraction:g}; for 0 leave out "
-                "--noisy, for 1 give --label-free"
-            )
         self.labelled, self.unlabelled, self.noisy_fraction = labelled, unlabelled, noisy_fraction
 
     def __len__(self) -> int:

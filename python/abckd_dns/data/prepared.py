@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,41 +18,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..errors import InputError, check_at_least, check_positive
-from ..network.stft import SAMPLE_RATE
-from ..training.states import write_json, writing
-from .mixtures import MixtureOptions, Mixtures
+from ..constants import SAMPLE_RATE
+from ..errors import InputError
+from ..files import write_json, writing
+from ..options import PrepareOptions, samples
+from .mixtures import Mixtures
 
 _MANIFEST_NAME = "manifest.json"
 _SIDES = ("noisy", "clean")
 _FULL_SCALE = 2**15 - 1
 
 
-@dataclass(kw_only=True)
-class PrepareOptions(MixtureOptions):
-    """Mix speech and noise once, for any number of epochs of `train` and `distill` with --prepared."""
-
-    out: Path
-    """Folder to be made."""
-    count: int
-    """Number of mixtures."""
-    segment_seconds: float = 2.0
-    """Length of a mixture. Training may use less of it, at a random place."""
-    seed: int = 0
-    """Seed of the mixtures."""
-    workers: int = 0
-    """Processes that mix, besides this one."""
-
-    def __post_init__(self) -> None:
-        check_positive(self, "count")
-        check_at_least(self, 0, "seed", "workers")
-        check_at_least(self, 1 / SAMPLE_RATE, "segment_seconds")
-
-
 def prepare(options: PrepareOptions) -> None:
     if options.out.exists():
         raise InputError(f"--out: {options.out} exists; delete it, or choose another folder")
-    length = round(options.segment_seconds * SAMPLE_RATE)
+    length = samples(options.segment_seconds)
     examples = Mixtures(options, length, options.count, options.seed)
     unfinished = options.out.with_name(options.out.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -74,7 +53,7 @@ def prepare(options: PrepareOptions) -> None:
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
-        write_json(unfinished / _MANIFEST_NAME, {"shape": [options.count, length], "options": asdict(options)})
+        write_json(unfinished / _MANIFEST_NAME, {"shape": [options.count, length], "options": options.model_dump()})
         unfinished.rename(options.out)
 
 

@@ -1,8 +1,8 @@
-"""Where audio is read from: folders of files and of tar shards, whose contents are listed once and remembered.
+"""Where audio is read from: folders of files and of tar shards.
 
 A tar shard is what webdataset writes: an uncompressed tar archive, here with audio files in it. Its members are read in
-place, at random, so that everything said of files holds for them. Listings are kept in the user's cache folder, by
-folder. Next time only what was modified is listed again: one `stat` per folder and shard, none per file.
+place, at random, so that everything said of files holds for them. Where they lie in a shard is kept in the user's cache
+folder until the shard changes, because finding them takes a read per member.
 """
 
 from __future__ import annotations
@@ -13,21 +13,15 @@ import json
 import os
 import re
 import tarfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
-from ..training.states import write_atomically
-from .audio import AUDIO_SUFFIXES
+from ..files import user_cache, write_atomically
 
-_RACY_NS = 2 * 10**9  # clocks of file systems are coarse: what was modified just before it was listed may change unseen
-_LAYOUT_VERSION = 1
+AUDIO_SUFFIXES = frozenset((".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf"))
 
-
-def user_cache() -> Path:
-    """Where what can be made again is kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "abckd_dns")
+_LAYOUT_VERSION = 2
 
 
 class Member(NamedTuple):
@@ -83,23 +77,39 @@ class _Window(io.RawIOBase):
 
 def find_sources(place: Path, argument: str) -> list[Path | Member]:
     """Every audio file of `place`, sorted: a folder (of any depth, with links followed), a tar shard, or shards named
-    by a range, as in speech-{000..099}.tar. `argument` is what errors blame.
+    by a range, as in speech-{000..099}.tar. Raises InputError that blames `argument`.
     """
-    shards = _expand(place)
-    if len(shards) == 1 and place.is_dir():
-        found = _list_folder(place, argument)
-    elif all(shard.suffix == ".tar" for shard in shards):
-        for shard in shards:
-            if not shard.is_file():
-                raise InputError(f"{argument}: the shard {shard} does not exist")
-        found = [member for shard in shards for member in _list_shard(str(shard), argument)]
-    else:
-        raise InputError(f"{argument}: expected a folder of audio files or .tar shards, but {place} is not a folder")
+    shards = check_source(place, argument)
+    found = [] if shards else _list_folder(place, argument)
+    found += [member for shard in shards for member in _list_shard(str(shard), argument)]
     if not found:
         raise InputError(
             f"{argument}: {place} has no audio file ({' '.join(sorted(AUDIO_SUFFIXES))}), in no .tar either"
         )
     return found
+
+
+def check_source(place: Path, argument: str) -> list[Path]:
+    """The shards of `place`; none if it is a folder. Raises InputError that blames `argument` if it is neither."""
+    shards = _expand(place)
+    if len(shards) == 1 and place.is_dir():
+        return []
+    if not all(shard.suffix == ".tar" for shard in shards):
+        raise InputError(f"{argument}: expected a folder of audio files or .tar shards, but {place} is not a folder")
+    for shard in shards:
+        if not shard.is_file():
+            raise InputError(f"{argument}: the shard {shard} does not exist")
+    return shards
+
+
+def list_audio(folder: Path, argument: str) -> list[Path]:
+    """Every audio file below `folder`, sorted; links are followed. Raises InputError that blames `argument`."""
+    if not folder.is_dir():
+        raise InputError(f"{argument}: expected a folder of audio files, but {folder} is not a folder")
+    files, _ = _walk(folder, argument)
+    if not files:
+        raise InputError(f"{argument}: {folder} has no audio file ({' '.join(sorted(AUDIO_SUFFIXES))})")
+    return files
 
 
 def _expand(place: Path) -> list[Path]:
@@ -111,9 +121,13 @@ def _expand(place: Path) -> list[Path]:
 
 
 def _list_folder(root: Path, argument: str) -> list[Path | Member]:
-    cache = user_cache() / "listings" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()}.json"
-    known = _read_cache(cache)
-    folders, shards = {}, {}
+    files, shards = _walk(root, argument)
+    return [*files, *sorted(member for shard in shards for member in _list_shard(str(shard), argument))]
+
+
+def _walk(root: Path, argument: str) -> tuple[list[Path], list[Path]]:
+    """The audio files and the tar archives below `root`, each sorted."""
+    files, shards = [], []
     pending, seen = [str(root)], set()
     while pending:
         path = pending.pop()
@@ -122,48 +136,45 @@ def _list_folder(root: Path, argument: str) -> list[Path | Member]:
             if (status.st_dev, status.st_ino) in seen:  # a link back up
                 continue
             seen.add((status.st_dev, status.st_ino))
-            listing = known["folders"].get(path)
-            if listing is None or listing["modified"] != status.st_mtime_ns:
-                listing = {"modified": _trusted(status.st_mtime_ns), **_list(path)}
-            for name in listing["shards"]:
-                shard = os.path.join(path, name)
-                status = os.stat(shard)
-                entry = known["shards"].get(shard)
-                if entry is None or entry["stamp"] != [status.st_mtime_ns, status.st_size]:
-                    members = [member[1:] for member in _list_shard(shard, argument)]
-                    entry = {"stamp": [_trusted(status.st_mtime_ns), status.st_size], "members": members}
-                shards[shard] = entry
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    suffix = os.path.splitext(entry.name)[1].lower()
+                    if entry.is_dir():
+                        pending.append(entry.path)
+                    elif suffix in AUDIO_SUFFIXES:
+                        files.append(Path(path, entry.name))
+                    elif suffix == ".tar":
+                        shards.append(Path(path, entry.name))
         except OSError as error:
             raise InputError(f"{argument}: cannot list {path}: {error}") from error
-        folders[path] = listing
-        pending += [os.path.join(path, name) for name in listing["folders"]]
-    if (folders, shards) != (known["folders"], known["shards"]):
-        _write_cache(cache, {"version": _LAYOUT_VERSION, "folders": folders, "shards": shards})
-    files = sorted(Path(path, name) for path, listing in folders.items() for name in listing["files"])
-    members = sorted(Member(shard, *member) for shard, entry in shards.items() for member in entry["members"])
-    return [*files, *members]
-
-
-def _trusted(modified: int) -> int | None:
-    """The time of modification; None, which no time is equal to, if it is too recent to tell what came later."""
-    return modified if time.time_ns() - modified > _RACY_NS else None
-
-
-def _list(path: str) -> dict[str, list[str]]:
-    names: dict[str, list[str]] = {"files": [], "folders": [], "shards": []}
-    with os.scandir(path) as entries:
-        for entry in entries:
-            suffix = os.path.splitext(entry.name)[1].lower()
-            if entry.is_dir():
-                names["folders"].append(entry.name)
-            elif suffix in AUDIO_SUFFIXES:
-                names["files"].append(entry.name)
-            elif suffix == ".tar":
-                names["shards"].append(entry.name)
-    return names
+    return sorted(files), sorted(shards)
 
 
 def _list_shard(shard: str, argument: str) -> list[Member]:
+    """The audio files of a shard, from the cache if the shard is as it was."""
+    try:
+        status = os.stat(shard)
+    except OSError as error:
+        raise InputError(f"{argument}: cannot list {shard}: {error}") from error
+    stamp = [_LAYOUT_VERSION, status.st_size, status.st_mtime_ns]
+    cache = user_cache() / "shards" / f"{hashlib.sha256(os.path.abspath(shard).encode()).hexdigest()}.json"
+    try:
+        content = json.loads(cache.read_text())
+        if content["stamp"] == stamp:
+            return [Member(shard, *member) for member in content["members"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # it is only a cache
+    members = _read_shard(shard, argument)
+    text = json.dumps({"stamp": stamp, "members": [member[1:] for member in members]})
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cache, lambda unfinished: unfinished.write_text(text))
+    except (OSError, InputError):
+        pass  # a home that is full or read-only costs time at the next start, no more
+    return members
+
+
+def _read_shard(shard: str, argument: str) -> list[Member]:
     try:
         with tarfile.open(shard, "r:") as archive:
             return [
@@ -173,21 +184,3 @@ def _list_shard(shard: str, argument: str) -> list[Member]:
             ]
     except (tarfile.TarError, OSError) as error:
         raise InputError(f"{argument}: {shard} is not a whole, uncompressed tar archive: {error}") from error
-
-
-def _read_cache(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text())
-        if content["version"] == _LAYOUT_VERSION:
-            return content
-    except (OSError, ValueError, KeyError):
-        pass  # it is only a cache
-    return {"folders": {}, "shards": {}}
-
-
-def _write_cache(path: Path, content: dict) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda unfinished: unfinished.write_text(json.dumps(content)))
-    except (OSError, InputError):
-        pass  # a home that is full or read-only costs time at the next start, no more

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from ..options import FetchDemoDataOptions
 from .packages import Collection, Package, fetch, game_sounds, hold_music, prompts, sound_catalogue
 
 _TEST_SPEAKER = "fr_CA_f_June"
@@ -15,6 +16,11 @@ _TEST_ARTIST = "manolo_camp"
 def fetch_demo_data() -> Path:
     """Make the demo's cache unless it is there and complete; returns its folder."""
     return fetch(DEMO)
+
+
+def print_demo_data(_: FetchDemoDataOptions) -> None:
+    """The command `fetch-demo-data`."""
+    print(fetch_demo_data())
 
 
 def _split(kind: str, package: str, is_test: Callable[[str], bool]) -> Callable[[str], str]:

@@ -27,10 +27,10 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from ..constants import SAMPLE_RATE
 from ..data.audio import read_speech, resample
-from ..data.sources import user_cache
 from ..errors import InputError
-from ..network.stft import SAMPLE_RATE
+from ..files import user_cache
 
 _PROGRAMS = ("apt-get", "dpkg-deb")
 

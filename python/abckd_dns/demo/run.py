@@ -5,48 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from ..constants import SAMPLE_RATE
 from ..data.audio import read_speech, write
-from ..data.mixtures import MixtureOptions, Mixtures
+from ..data.mixtures import Mixtures
 from ..errors import InputError
-from ..evaluation.compare import EvaluateOptions, evaluate
+from ..evaluation.compare import evaluate
 from ..evaluation.enhance import denoise_file
 from ..network.load import load_network
-from ..network.stft import SAMPLE_RATE
-from ..training.attention import spectrogram_figure
-from ..training.distillation import DistillOptions, distill
-from ..training.supervised import TrainOptions, train
+from ..options import DemoOptions, DistillOptions, EvaluateOptions, MixtureOptions, TrainOptions
+from ..training.distillation import distill
+from ..training.supervised import train
 from .data import fetch_demo_data
-
-
-@dataclass(kw_only=True)
-class DemoOptions:
-    """Train a teacher, train a student alone and distilled from that teacher, compare them on held-out
-    mixtures, and denoise a file. Speech and noise come from Debian packages (fetch-demo-data) unless folders
-    are given."""
-
-    out: Path = Path("demo_results")
-    """Folder of the results."""
-    clean: Path | None = None
-    """Folder of clean speech for training, in place of the demo's own data."""
-    noise: Path | None = None
-    """Folder of noise for training; needed with --clean."""
-    test_clean: Path | None = None
-    """Folder of clean speech for the comparison; without it the one for training."""
-    test_noise: Path | None = None
-    """Folder of noise for the comparison; without it the one for training."""
-    teacher_steps: int = 800
-    """Training steps of the teacher."""
-    student_steps: int = 400
-    """Training steps of either student."""
-    count: int = 100
-    """Number of mixtures in the comparison."""
-    seed: int = 0
-    """Seed of weights and training mixtures."""
+from .spectrogram import spectrogram_figure
 
 
 def demo(options: DemoOptions) -> None:

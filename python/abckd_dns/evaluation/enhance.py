@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..data.audio import list_audio, read, read_header, resample, write
+from ..constants import SAMPLE_RATE
+from ..data.audio import read, read_header, resample, write
+from ..data.sources import list_audio
 from ..errors import InputError
-from ..network.denoiser import Denoiser
+from ..files import make_parent
+from ..network.device import best_device, describe_device
 from ..network.load import load_network
-from ..network.stft import SAMPLE_RATE
-from ..network.streaming import StreamingDenoiser
-from ..training.states import make_parent
-
-
-@dataclass(kw_only=True)
-class DenoiseOptions:
-    """Denoise a recording, or every recording of a folder, of any length, sample rate and number of channels.
-
-    The networks work at 16 kHz: what a recording has above 8 kHz is lost.
-    """
-
-    checkpoint: str
-    """Checkpoint (a file, or the folder of a run), or package.module:factory@checkpoint."""
-    input: Path
-    """Noisy file or folder."""
-    output: Path
-    """Enhanced file or folder; the format is that of the suffix."""
-    stream: bool = False
-    """Step by step, as a device does while sound comes in; the result is the same."""
+from ..network.streaming import streaming
+from ..options import DenoiseOptions
 
 
 def denoise(options: DenoiseOptions) -> None:
@@ -52,7 +36,7 @@ def denoise(options: DenoiseOptions) -> None:
     for source, target in files.items():
         if target.exists() and target.samefile(source):
             raise InputError(f"--output: {target} is the recording itself, which would be lost")
-    how = f"{'step by step' if options.stream else 'at once'}, {_processor()}"
+    how = f"{'step by step' if options.stream else 'at once'}, {describe_device()}"
     for source, target in files.items():
         audio, seconds = denoise_file(network, source, target)
         print(f"{target}: {audio:.2f} s of audio, real-time factor {seconds / audio:.3f} ({how})")
@@ -82,21 +66,3 @@ def enhance(network: nn.Module, noisy: Tensor) -> Tensor:
     """Noisy waveform (N,) or (channels, N) at 16 kHz to the enhanced one, on the CPU; each channel alone."""
     device = next(network.parameters()).device
     return network(noisy.to(device).view(-1, noisy.shape[-1])).view_as(noisy).float().cpu()
-
-
-def streaming(network: nn.Module, argument: str) -> StreamingDenoiser:
-    """`network` step by step. `argument` is what errors blame."""
-    if not isinstance(network, Denoiser):
-        raise InputError(
-            f"{argument}: only networks of this package (Denoiser) run step by step, not {type(network).__name__}"
-        )
-    return StreamingDenoiser(network)
-
-
-def best_device() -> torch.device:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-
-
-def _processor() -> str:
-    device = best_device()
-    return f"CPU, threads: {torch.get_num_threads()}" if device.type == "cpu" else str(device)

@@ -10,21 +10,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import pystoi
-import torch
 from torch import Tensor
 
-from ..network.stft import SAMPLE_RATE
+from ..constants import SAMPLE_RATE
+from ..errors import InputError
+from ..sisdr import sisdr
 
 
-def sisdr(estimate: Tensor, target: Tensor) -> float:
+def si_sdr(estimate: Tensor, target: Tensor) -> float:
     """Scale-invariant signal-to-distortion ratio in dB."""
-    estimate, target = estimate.double(), target.double()
     if not (estimate.any() and target.any()):
         return math.nan
-    projection = (estimate @ target) / (target @ target) * target
-    return (10 * torch.log10(projection.square().sum() / (estimate - projection).square().sum())).item()
+    return sisdr(estimate.double(), target.double()).item()
 
 
 def pesq_wideband(estimate: Tensor, target: Tensor) -> float:
@@ -41,6 +38,8 @@ def pesq_wideband(estimate: Tensor, target: Tensor) -> float:
 
 def stoi(estimate: Tensor, target: Tensor, extended: bool = False) -> float:
     """Short-time objective intelligibility, up to 1; `extended` is ESTOI."""
+    import pystoi
+
     if not (estimate.any() and target.any()):
         return math.nan
     with warnings.catch_warnings():
@@ -94,7 +93,7 @@ class Metric(NamedTuple):
 
 
 METRICS = {
-    "si-sdr": Metric(("SI-SDR (dB)",), sisdr),
+    "si-sdr": Metric(("SI-SDR (dB)",), si_sdr),
     # It exists as source only, so that installing it needs a C compiler.
     "pesq": Metric(("PESQ-WB",), pesq_wideband, ("pesq",)),
     "stoi": Metric(("STOI",), stoi),
@@ -108,35 +107,19 @@ METRICS = {
 }
 
 
-class Interval(NamedTuple):
-    """A mean with its 95 % bootstrap interval, and how many values went into it."""
-
-    mean: float
-    low: float
-    high: float
-    defined: int
-    undefined: int
-
-    @property
-    def margin(self) -> float:
-        """Half the width."""
-        return (self.high - self.low) / 2
-
-
-def mean_interval(values: list[float], resamples: int = 2000, seed: int = 0) -> Interval:
-    """Of the finite values, with `resamples` (hundreds) draws. One value has no interval, and none has no mean: NaN."""
-    defined = np.array([value for value in values if math.isfinite(value)])
-    count = len(defined)
-    rng = np.random.default_rng(seed)
-    means = [math.nan]
-    if count > 1:  # a hundred at a time: fast, and of a large test set all would not fit into memory
-        drawn = (rng.integers(count, size=(100, count)) for _ in range(resamples // 100))
-        means = np.concatenate([defined[indices].mean(axis=1) for indices in drawn])
-    low, high = np.percentile(means, (2.5, 97.5))
-    mean = float(defined.mean()) if count else math.nan
-    return Interval(mean, float(low), float(high), count, len(values) - count)
-
-
-def paired_difference(values: list[float], baseline: list[float]) -> Interval:
-    """Of value minus baseline, example by example: far more certain than the difference of two means."""
-    return mean_interval([value - base for value, base in zip(values, baseline, strict=True)])
+def choose_metrics(wanted: tuple[str, ...], has_clean: bool) -> tuple[list[str], list[str]]:
+    """The metrics that are wanted or by default possible, and remarks on what is left out. Raises InputError."""
+    chosen, remarks = [], []
+    for name in dict.fromkeys(wanted) or [name for name, metric in METRICS.items() if metric.needs_clean == has_clean]:
+        missing = METRICS[name].missing_packages()
+        if METRICS[name].needs_clean and not has_clean:
+            raise InputError(f"--metrics {name} needs clean speech; with --noisy only dnsmos can be computed")
+        if not missing:
+            chosen.append(name)
+        elif wanted or not has_clean:
+            raise InputError(
+                f"{name} cannot be computed: {', '.join(missing)} not installed (pip install {' '.join(missing)})"
+            )
+        else:
+            remarks.append(f"{name} is left out: {', '.join(missing)} is not installed.")
+    return chosen, remarks

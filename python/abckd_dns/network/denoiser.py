@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .config import DenoiserConfig
 from .stft import BINS, Stft, compress
 
 _KERNEL = (2, 3)  # frames x bins: the current frame and the one before it
 _PAST = _KERNEL[0] - 1  # frames that a convolution remembers
-
-
-@dataclass(frozen=True)
-class DenoiserConfig:
-    """Size of a `Denoiser`. Every stage halves the number of frequency bins (257, 129, 65, ...)."""
-
-    channels: tuple[int, ...]
-    """Channels of the encoder's stages; the decoder mirrors them."""
-    recurrent_size: int
-    """Width of the GRU between encoder and decoder."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.channels) <= 7 or min(self.channels) < 1:
-            raise ValueError(f"channels must be 1 to 7 positive numbers, got {self.channels}")
-        if self.recurrent_size < 1:
-            raise ValueError(f"recurrent_size must be positive, got {self.recurrent_size}")
-
-
-PRESETS = {
-    "teacher": DenoiserConfig(channels=(16, 32, 48, 64, 64), recurrent_size=192),
-    "student": DenoiserConfig(channels=(8, 16, 16, 16, 16), recurrent_size=40),
-}
 
 
 def _call(module: nn.Module, x: Tensor) -> Tensor:

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..constants import SAMPLE_RATE
+from ..options import DescribeOptions
 from .denoiser import Denoiser
+from .device import one_thread, processor_name
 from .load import load_network
-from .stft import HOP, SAMPLE_RATE
+from .stft import HOP
 from .streaming import LATENCY, StreamingDenoiser
 
 _SECONDS = 10  # of sound, for counting and measuring
 _RUNS = 5
-
-
-@dataclass
-class DescribeOptions:
-    """Print the parameters, operations, latency, speed and layers of a network."""
-
-    network: tyro.conf.Positional[str]
-    """teacher, student, a checkpoint (a file, or the folder of a run), or package.module:factory, alone or with
-    @checkpoint."""
 
 
 def describe(options: DescribeOptions) -> None:
@@ -44,8 +33,8 @@ def describe(options: DescribeOptions) -> None:
         print(f"latency           {1000 * LATENCY / SAMPLE_RATE:g} ms ({LATENCY} samples), and the time of a step")
     else:
         print("latency           unknown, as it is no network of this package")
-    print(f"real-time factor  on one thread of {_processor()}:")
-    with _one_thread():
+    print(f"real-time factor  on one thread of {processor_name()}:")
+    with one_thread():
         print(f"                  {_time_at_once(network, noisy) / _SECONDS:.4f} at once")
         if isinstance(network, Denoiser):
             times, available = _times_of_steps(StreamingDenoiser(network), noisy), HOP / SAMPLE_RATE
@@ -114,23 +103,3 @@ def _seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _processor() -> str:
-    """Its name, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

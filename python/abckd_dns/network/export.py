@@ -7,35 +7,23 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..constants import SAMPLE_RATE
 from ..errors import InputError
-from ..evaluation.enhance import streaming
-from ..training.states import make_parent, write_atomically
+from ..files import make_parent, write_atomically
+from ..options import ExportOptions
 from .load import load_network
-from .stft import HOP, SAMPLE_RATE
-from .streaming import DELAY, LATENCY, State, Step, StreamingDenoiser, enhance_by_steps
+from .stft import HOP
+from .streaming import DELAY, LATENCY, State, Step, StreamingDenoiser, enhance_by_steps, streaming
 
 TOLERANCE = 1e-5
 """What a sample may differ between onnxruntime and torch; full scale is 1."""
-
-
-@dataclass(kw_only=True)
-class ExportOptions:
-    """Write a network as ONNX, one step of 16 ms of sound: (samples, states) to (enhanced, next states).
-
-    The file is kept only if onnxruntime computes the same with it as torch.
-    """
-
-    checkpoint: str
-    """Checkpoint of a network of this package (a file, or the folder of a run)."""
-    output: Path
-    """Where the model goes, a file *.onnx."""
 
 
 def export(options: ExportOptions) -> None:

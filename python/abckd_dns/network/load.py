@@ -1,12 +1,7 @@
-"""Networks by name, and their checkpoints.
+"""Networks out of their names, and checkpoints.
 
-A network is named by
-    teacher, student                  a preset of this package, with fresh weights: only where a new network will do
-    package.module:factory            what factory(), without arguments, returns
-    path                              a checkpoint of a network of this package: a file, or a run's folder
-    package.module:factory@path       the factory's network with the weights of a checkpoint
 A checkpoint is one safetensors file. It holds numbers and a JSON configuration, no code, and names no code
-that loading it would run; hence the last form for networks of your own.
+that loading it would run: networks of your own are named by their factory.
 """
 
 from __future__ import annotations
@@ -14,7 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -24,27 +18,25 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..constants import SAMPLE_RATE
 from ..errors import InputError
-from ..training.states import write_atomically
-from .denoiser import PRESETS, Denoiser, DenoiserConfig
-from .stft import SAMPLE_RATE
-
-CHECKPOINT_NAME = "model.safetensors"
-
-_FACTORY = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<function>[A-Za-z_]\w*)(?:@(?P<path>.+))?")
+from ..files import write_atomically
+from .config import PRESETS, DenoiserConfig
+from .denoiser import Denoiser
+from .names import parse_name
 
 
 def load_network(name: str, argument: str, *, new: bool = False) -> nn.Module:
-    """The network that `name` names (see above), on the CPU. `argument` is what errors blame. new: presets count."""
-    factory = _FACTORY.fullmatch(name)
-    if factory is not None:
-        network = _call_factory(factory["module"], factory["function"], argument)
-        if factory["path"]:
-            _load_weights(network, _find_checkpoint(factory["path"], argument), argument)
+    """The network that `name` names (see names.py), on the CPU. `argument` is what errors blame. new: presets count."""
+    found = parse_name(name, argument, new=new)
+    if found.factory is not None:
+        network = _call_factory(*found.factory, argument)
+        if found.checkpoint is not None:
+            _load_weights(network, found.checkpoint, argument)
         return network
-    if new and name in PRESETS:
-        return Denoiser(PRESETS[name])
-    path = _find_checkpoint(name, argument)
+    if found.preset is not None:
+        return Denoiser(PRESETS[found.preset])
+    path = found.checkpoint
     metadata = _read_metadata(path, argument)
     if "denoiser" not in metadata:
         raise InputError(
@@ -114,18 +106,6 @@ def _check_interface(network: nn.Module, name: str, argument: str) -> None:
             f"{argument}: the network of {name} must map a noisy waveform (B, N) to an enhanced one (B, N), "
             f"but (2, {SAMPLE_RATE}) gave {found}"
         )
-
-
-def _find_checkpoint(name: str, argument: str) -> Path:
-    path = Path(name)
-    if path.is_dir():
-        path = path / CHECKPOINT_NAME
-    if not path.is_file():
-        trained = f"package.module:factory or a checkpoint (a file, or a folder with {CHECKPOINT_NAME})"
-        if name in PRESETS:
-            raise InputError(f"{argument}: the preset {name} has not learned anything; expected {trained}")
-        raise InputError(f"{argument}: {name} is not {trained}, nor, for a new network, one of {', '.join(PRESETS)}")
-    return path
 
 
 def _read_metadata(path: Path, argument: str) -> dict[str, str]:

@@ -6,14 +6,16 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
-SAMPLE_RATE = 16_000
 N_FFT = 512
 HOP = 256
 BINS = N_FFT // 2 + 1
 
 # Power below which a bin counts as silent. Speech at -25 dBFS has bins around 1; this is 60 dB below, and it
 # bounds the slope of `compress`, which is infinite at 0.
-_POWER_FLOOR = 1e-6
+POWER_FLOOR = 1e-6
+
+EXPONENT = 0.3
+"""Of the magnitude, in `compress`: loudness is roughly such a power of it."""
 
 
 def _sqrt_hann(length: int, **kwargs) -> Tensor:
@@ -74,7 +76,7 @@ class FrameTransform(nn.Module):
         return spectrum.flatten(1) @ self._inverse_matrix
 
 
-def compress(spectrum: Tensor, exponent: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
+def compress(spectrum: Tensor, exponent: float = EXPONENT) -> tuple[Tensor, Tensor, Tensor]:
     """Real part, imaginary part and magnitude of a complex spectrum whose magnitude is raised to `exponent`.
 
     Loudness is roughly a power of the magnitude, so quiet speech counts as much as loud speech. Silent bins
@@ -83,8 +85,8 @@ def compress(spectrum: Tensor, exponent: float = 0.3) -> tuple[Tensor, Tensor, T
     return compress_parts(spectrum.real, spectrum.imag, exponent)
 
 
-def compress_parts(real: Tensor, imaginary: Tensor, exponent: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
+def compress_parts(real: Tensor, imaginary: Tensor, exponent: float = EXPONENT) -> tuple[Tensor, Tensor, Tensor]:
     """As `compress`, of a spectrum in two real tensors."""
-    power = real.square() + imaginary.square() + _POWER_FLOOR
+    power = real.square() + imaginary.square() + POWER_FLOOR
     scale = power.pow((exponent - 1) / 2)
     return real * scale, imaginary * scale, power.pow(exponent / 2)

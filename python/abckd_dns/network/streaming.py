@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..errors import InputError
 from .denoiser import Denoiser
 from .stft import HOP, N_FFT, FrameTransform, compress_parts, envelope
 
@@ -89,3 +90,12 @@ def enhance_by_steps(step: Step, state: State, noisy: Tensor) -> Tensor:
         enhanced.append(output)
     enhanced.append(flush(step, noisy[:, whole:], state))
     return torch.cat(enhanced, dim=-1)[:, DELAY:]
+
+
+def streaming(network: nn.Module, argument: str) -> StreamingDenoiser:
+    """`network` step by step. Raises InputError that blames `argument` if that is not possible."""
+    if not isinstance(network, Denoiser):
+        raise InputError(
+            f"{argument}: only networks of this package (Denoiser) run step by step, not {type(network).__name__}"
+        )
+    return StreamingDenoiser(network)

@@ -1,4 +1,4 @@
-"""Pictures. Figures are made without pyplot: nothing global, no display, nothing to close."""
+"""The picture of what a loss attends to. Figures are made without pyplot: nothing global, nothing to close."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from torch import Tensor
-
-from ..network.stft import HOP, SAMPLE_RATE, Stft
-
-_RANGE_DB = (-45, 25)  # from silence to the strongest harmonics of speech at -25 dBFS
 
 
 def attention_figure(attention: Tensor, student_layers: Sequence[str], teacher_layers: Sequence[str]) -> Figure:
@@ -39,26 +35,3 @@ def recorded_attention(
             for teacher, weight in zip(teacher_layers, row, strict=True):
                 writer.writerow([student, teacher, f"{weight:.4f}"])
     return attention_figure(attention, student_layers, teacher_layers)
-
-
-def spectrogram_figure(waveform: Tensor, title: str) -> Figure:
-    """Magnitude in dB of a waveform (N,) at 16 kHz."""
-    magnitude = Stft()(waveform[None])[0].abs()
-    decibels = 20 * magnitude.clamp(min=1e-5).log10()
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    extent = (0, magnitude.shape[0] * HOP / SAMPLE_RATE, 0, SAMPLE_RATE / 2000)
-    image = axes.imshow(
-        decibels.T.numpy(),
-        origin="lower",
-        aspect="auto",
-        extent=extent,
-        cmap="magma",
-        vmin=_RANGE_DB[0],
-        vmax=_RANGE_DB[1],
-    )
-    axes.set_title(title)
-    axes.set_xlabel("time (s)")
-    axes.set_ylabel("frequency (kHz)")
-    figure.colorbar(image, ax=axes, label="dB")
-    return figure

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
@@ -16,53 +14,16 @@ from abckd_kernels import Distiller
 from abckd_kernels.distill import DistillerOutput
 
 from ..data.mixtures import NoisySpeech, PartlyLabelled
-from ..errors import InputError, check_at_least
+from ..errors import InputError
 from ..network.load import load_network, to_channels_last
+from ..options import DistillOptions
 from .attention import recorded_attention
+from .batches import example_count
 from .kd import RESPONSE, Loss, SeveralLosses, build, parse
-from .loop import TrainingOptions, fit, is_done
+from .loop import fit
 from .objective import SpeechLoss
+from .runs import is_done
 from .supervised import Supervised, labelled_examples
-
-
-@dataclass(kw_only=True)
-class DistillOptions(TrainingOptions):
-    """Distil a student from a trained teacher.
-
-    The loss is SpeechLoss(student, target) + the sum of weight * KD. The target is the clean speech where there is any,
-    else the output of the teacher: KD on features alone would leave the last layer of the decoder without any gradient.
-    """
-
-    teacher: str
-    """Checkpoint, or package.module:factory (which then loads its own weights), or
-    package.module:factory@checkpoint."""
-    student: str = "student"
-    """student, package.module:factory, or a checkpoint to start from."""
-    loss: tuple[str, ...] = ("abc",)
-    """KD terms, behind one --loss or each behind its own, NAME[(key=value,...)][=WEIGHT], as in: abc=0.1
-    "hint(layers=[encoder.1])=0.5" spectral=1. NAME is any loss of abckd_kernels (docs/losses.md), response:
-    SpeechLoss(student, teacher), or, alone, none."""
-    kd_weight: float = 0.1
-    """Weight of KD terms that give none. About 0.1 is right for abc; 2 does harm."""
-    kd_warmup: int = 0
-    """Steps in which the weights of the KD terms rise from 0, along a line."""
-    label_free: bool = False
-    """Use no clean speech: train on --noisy, or on the noisy side of mixtures."""
-    noisy: Path | None = None
-    """Folder of noisy speech, or shards: for --label-free, or beside --clean and --noise for a part of the examples."""
-    noisy_fraction: float = 0.5
-    """Which part of the examples --noisy gives, where others have clean speech."""
-    student_layers: str | None = None
-    """Layers to distil, as dotted module names a.b,c.d ("a.b:0" for an element of a tuple). Networks of this
-    package have a default."""
-    teacher_layers: str | None = None
-    """As --student-layers."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(self, 0, "kd_weight", "kd_warmup")
-        if not self.loss:
-            raise InputError("--loss: expected none, or one or more losses; got nothing")
 
 
 def distill(options: DistillOptions) -> None:
@@ -97,7 +58,7 @@ def _examples(options: DistillOptions) -> Dataset:
             raise InputError("--label-free: nothing to learn from; give --noisy, or --clean and --noise, or --prepared")
         return labelled_examples(options)
     unlabelled = NoisySpeech(
-        options.noisy, options.segment_length, options.example_count, options.seed, options.max_corrupt
+        options.noisy, options.segment_length, example_count(options), options.seed, options.max_corrupt
     )
     if options.label_free:
         return unlabelled

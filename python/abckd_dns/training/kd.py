@@ -26,8 +26,8 @@ from abckd_kernels import Distiller
 from abckd_kernels.losses import table
 from abckd_kernels.losses.hints.activations import margins
 
+from ..constants import SAMPLE_RATE
 from ..errors import InputError
-from ..network.stft import SAMPLE_RATE
 from .objective import SpeechLoss
 from .processes import processes
 

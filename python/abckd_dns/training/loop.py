@@ -8,103 +8,27 @@ precision are those of `accelerate launch`.
 from __future__ import annotations
 
 import math
-import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import safetensors.torch
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
-from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..data.mixtures import MixtureOptions
-from ..errors import InputError, check_at_least, check_positive
-from ..network.load import CHECKPOINT_NAME, save_checkpoint, to_channels_last
-from ..network.stft import SAMPLE_RATE
-from .processes import only_cpu, processes
-from .safeguards import Interruption, StepGuard
-from .states import (
-    CONFIG_NAME,
-    FINISHED_NAME,
-    States,
-    check_same_run,
-    has_begun,
-    is_finished,
-    learned_state,
-    load_learned_state,
-    random_state,
-    set_random_state,
-    write_atomically,
-    write_json,
-    writing,
-)
-
-DrawAttention = Callable[[Tensor], Figure]
-
-
-@dataclass(kw_only=True)
-class TrainingOptions(MixtureOptions):
-    """What every training run needs."""
-
-    out: Path
-    """Folder of the run: configuration, checkpoint, TensorBoard log. Where it holds the same run, interrupted,
-    that run goes on as if it had not been."""
-    prepared: Path | None = None
-    """Folder that `abckd-dns prepare` made, in place of --clean and --noise."""
-    steps: int = 20_000
-    """Optimiser steps."""
-    batch_size: int = 16
-    """Examples per step and process: N processes with B do what one process with N B does."""
-    segment_seconds: float = 2.0
-    """Length of an example."""
-    lr: float = 2e-3
-    """Peak learning rate, reached after a twentieth of the steps and then lowered to 0 along a cosine."""
-    clip: float = 1.0
-    """Norm to which gradients are clipped."""
-    seed: int = 0
-    """Seed of weights and examples."""
-    workers: int = min(8, (os.cpu_count() or 1) // 4)
-    """Processes that make examples; 0 makes them in the training process, which is faster on few cores."""
-    log_every: int = 20
-    """Steps between log entries, each the mean of the steps since the last."""
-    save_every: int = 1000
-    """Steps between checkpoints; the last step is always saved."""
-    max_skipped: int = 20
-    """A step whose loss or gradient is not finite is skipped; this many in a row end the run."""
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
-    """Precision of the networks; fp16 needs a GPU. By default that of accelerate launch, which is fp32."""
-
-    def __post_init__(self) -> None:
-        check_positive(self, *"steps batch_size lr clip log_every save_every max_skipped".split())
-        check_at_least(self, 0, "seed", "workers")
-        check_at_least(self, 1 / SAMPLE_RATE, "segment_seconds")
-
-    @property
-    def segment_length(self) -> int:
-        return round(self.segment_seconds * SAMPLE_RATE)
-
-    @property
-    def example_count(self) -> int:
-        return self.steps * self.batch_size * processes().num_processes
-
-
-def is_done(options: TrainingOptions) -> bool:
-    """Whether the run in --out has nothing left to do, which is printed. Raises InputError if it is another run."""
-    if not has_begun(options.out):
-        return False
-    check_same_run(options.out, asdict(options))
-    if is_finished(options.out):
-        processes().print(f"{options.out} is finished: {options.steps} steps are done")
-    return is_finished(options.out)
+from ..errors import InputError
+from ..files import write_json, writing
+from ..network.load import save_checkpoint, to_channels_last
+from ..network.names import CHECKPOINT_NAME
+from ..options import TrainingOptions
+from .batches import loader
+from .log import DrawAttention, Log
+from .processes import accelerator_for, in_any_process
+from .runs import CONFIG_NAME, FINISHED_NAME
+from .safeguards import Interruption, StepGuard, give_up
+from .states import States, learned_state, load_learned_state, random_state, set_random_state
 
 
 def fit(
@@ -127,12 +51,11 @@ class _Run:
     def __init__(
         self, system: nn.Module, examples: Dataset, options: TrainingOptions, draw_attention: DrawAttention | None
     ) -> None:
-        self.options, self.draw_attention = options, draw_attention
-        self.accelerator = accelerator = _accelerator(options)
-        self.states, self.means, self.is_stopped = States(options.out), _Means(), False
+        self.options, self.states, self.is_stopped = options, States(options.out), False
+        self.accelerator = accelerator = accelerator_for(options.precision, options.out)
         state = self._begun()
         self.step = 0 if state is None else state["step"]
-        accelerator.init_trackers("log", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
+        self.log = Log(options.out, accelerator, self.step + 1, draw_attention)
 
         system.train()
         if accelerator.mixed_precision != "no":
@@ -148,7 +71,7 @@ class _Run:
             self.schedule.load_state_dict(state["schedule"])
             self.adam.load_state_dict(state["optimizer"])
         self.interruption = Interruption()
-        self.loader = _loader(examples, options, accelerator, self.step, self.interruption)
+        self.loader = loader(examples, options, accelerator, self.step, self.interruption)
         self.system, self.optimizer = accelerator.prepare(system, self.adam)
         self.guard = StepGuard(self._trained, self.adam, accelerator.device)
         set_seed(options.seed, device_specific=True)  # processes share weights and must not share dropout
@@ -165,7 +88,7 @@ class _Run:
         state = self.states.newest()
         if state is None:
             if self.accelerator.is_main_process:
-                write_json(out / CONFIG_NAME, asdict(self.options))
+                write_json(out / CONFIG_NAME, self.options.model_dump())
         elif state["processes"] != count:
             raise InputError(
                 f"--out: {out} holds a run of {state['processes']} processes, which {count} cannot continue; start as "
@@ -201,7 +124,7 @@ class _Run:
         outputs = self.system(batch)
         self.accelerator.backward(self.guard.spread(outputs["loss"]))
         norm = self.accelerator.clip_grad_norm_(self.system.parameters(), self.options.clip)
-        self.means.add(outputs, counts=self.guard.judge(norm))
+        self.log.add(outputs, counts=self.guard.judge(norm))
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
@@ -213,37 +136,19 @@ class _Run:
         is_log = step % options.log_every == 0 or is_save
         is_read = is_log or step % options.max_skipped == 0  # reading a value makes a GPU wait
         if is_read or self.accelerator.num_processes == 1:
-            self.is_stopped = _in_any_process(self.interruption.received is not None, self.accelerator)
+            self.is_stopped = in_any_process(self.interruption.received is not None, self.accelerator)
             is_save, is_log, is_read = (x or self.is_stopped for x in (is_save, is_log, is_read))
         if not is_read:
             return
         skipped, in_a_row = self.guard.read()
         if in_a_row >= options.max_skipped:
-            _give_up(in_a_row, step, batch, self.accelerator, options)
-        attention = self._log(skipped, progress) if is_log else None
+            give_up(in_a_row, step, batch, options.out, self.accelerator.process_index)
+        if is_log:
+            loss = self.log.write(step, self.schedule.get_last_lr()[0], skipped)
+            progress.set_postfix(loss=f"{loss:.4f}")
         if is_save:
-            # Before the state: a run that was killed in between draws it again.
-            if attention is not None:
-                self._draw(attention)
+            self.log.draw(step)  # before the state: a run that was killed in between draws it again
             self._save()
-
-    def _log(self, skipped: int, progress: tqdm) -> Tensor | None:
-        """Log the means since the last time. Returns the attention, if the system has any."""
-        logged = self.means.take(self.accelerator)
-        attention = logged.pop("attention", None)
-        scalars = {name: value.item() for name, value in logged.items()}
-        progress.set_postfix(loss=f"{scalars['loss']:.4f}")
-        with writing(self.options.out):
-            self.accelerator.log({**scalars, "lr": self.schedule.get_last_lr()[0], "skipped": skipped}, step=self.step)
-        return attention
-
-    def _draw(self, attention: Tensor) -> None:
-        if self.draw_attention is None or not self.accelerator.is_main_process:
-            return
-        with writing(self.options.out):
-            figure = self.draw_attention(attention)
-            figure.savefig(self.options.out / "attention.png", dpi=150)
-            self.accelerator.get_tracker("tensorboard", unwrap=True).add_figure("attention", figure, self.step)
 
     def _save(self) -> None:
         accelerator = self.accelerator
@@ -278,82 +183,6 @@ class _Run:
             message = f"abckd-dns: stopped by {number.name} after step {self.step} of {steps}, which is saved"
             accelerator.print(message + "; the same command continues", file=sys.stderr)
             raise SystemExit(128 + number)
-
-
-def _accelerator(options: TrainingOptions) -> Accelerator:
-    precision = {None: None, "fp32": "no"}.get(options.precision, options.precision)
-    if precision == "fp16" and only_cpu():
-        raise InputError("--precision fp16: needs a GPU; on a CPU choose bf16 or fp32")
-    AcceleratorState._reset_state()  # a run before this one, in the same process, may have had another precision
-    return Accelerator(cpu=only_cpu(), mixed_precision=precision, log_with="tensorboard", project_dir=options.out)
-
-
-def _loader(
-    examples: Dataset, options: TrainingOptions, accelerator: Accelerator, first: int, interruption: Interruption
-) -> DataLoader:
-    return DataLoader(
-        examples,
-        batch_sampler=_Batches(options, accelerator.process_index, accelerator.num_processes, first),
-        num_workers=options.workers,
-        pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=interruption.worker_init,
-        generator=torch.Generator(),  # or else starting the workers would draw from the generator of the networks
-    )
-
-
-class _Batches:
-    """Indices of the examples of each step from `first` on: the processes take turns, batch by batch."""
-
-    def __init__(self, options: TrainingOptions, process: int, processes: int, first: int) -> None:
-        self.size, self.steps, self.process, self.processes = options.batch_size, options.steps, process, processes
-        self.first = first
-
-    def __len__(self) -> int:
-        return self.steps - self.first
-
-    def __iter__(self) -> Iterator[range]:
-        for step in range(self.first, self.steps):
-            start = (step * self.processes + self.process) * self.size
-            yield range(start, start + self.size)
-
-
-def _in_any_process(condition: bool, accelerator: Accelerator) -> bool:
-    if accelerator.num_processes == 1:
-        return condition
-    return accelerator.reduce(torch.tensor(float(condition), device=accelerator.device), "sum").item() > 0
-
-
-def _give_up(
-    in_a_row: int, step: int, batch: dict[str, Tensor], accelerator: Accelerator, options: TrainingOptions
-) -> None:
-    path = options.out / f"offending_batch_{accelerator.process_index}.safetensors"
-    batch = {name: value.cpu().contiguous() for name, value in batch.items()}
-    write_atomically(path, lambda unfinished: safetensors.torch.save_file(batch, unfinished))
-    raise InputError(
-        f"{in_a_row} steps in a row had a loss or gradient that is not finite, the last one step {step}, whose batch "
-        f"is saved in {path}; try a lower --lr or --clip, or bf16 in place of fp16 (what was saved of the run in "
-        f"{options.out} before, if anything, is good)"
-    )
-
-
-class _Means:
-    """Means of what a system returned, over steps and processes, without making a GPU wait in between."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._steps: Tensor | int = 0
-
-    def add(self, outputs: dict[str, Tensor], counts: Tensor) -> None:
-        """counts: bool on the device; what does not count is left out."""
-        for name, value in outputs.items():
-            self._sums[name] = self._sums.get(name, 0) + torch.where(counts, value.detach(), 0)
-        self._steps = self._steps + counts
-
-    def take(self, accelerator: Accelerator) -> dict[str, Tensor]:
-        """The means since the last call, NaN if no step counted."""
-        means = {name: accelerator.reduce(total / self._steps, "mean") for name, total in self._sums.items()}
-        self._sums, self._steps = {}, 0
-        return means
 
 
 def _warm_up_then_cosine(step: int, steps: int) -> float:

@@ -7,10 +7,15 @@ import signal
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import FrameType
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from ..errors import InputError
+from ..files import write_atomically
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -95,3 +100,15 @@ class StepGuard:
 
     def resume(self, skipped: int, in_a_row: int) -> None:
         self._counts.copy_(torch.tensor([skipped, in_a_row]))
+
+
+def give_up(in_a_row: int, step: int, batch: dict[str, Tensor], out: Path, process: int) -> None:
+    """Save the batch of the last of so many steps that were skipped in a row, and raise InputError."""
+    path = out / f"offending_batch_{process}.safetensors"
+    batch = {name: value.cpu().contiguous() for name, value in batch.items()}
+    write_atomically(path, lambda unfinished: safetensors.torch.save_file(batch, unfinished))
+    raise InputError(
+        f"{in_a_row} steps in a row had a loss or gradient that is not finite, the last one step {step}, whose batch "
+        f"is saved in {path}; try a lower --lr or --clip, or bf16 in place of fp16 (what was saved of the run in "
+        f"{out} before, if anything, is good)"
+    )

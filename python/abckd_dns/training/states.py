@@ -1,78 +1,22 @@
-"""What a run needs to go on after it was interrupted, in files that are whole or absent.
-
-A run's folder has
-    config.json         its arguments
-    state/<step>.pt     the last two resumable states: weights, optimiser, schedule, random numbers, step
-    model.safetensors   the weights of the network
-    finished.json       written last: the run has nothing left to do, and its states are gone
-"""
+"""The resumable states of a run: weights, optimiser, schedule, random numbers, step."""
 
 from __future__ import annotations
 
 import io
-import json
-import os
 import pickle
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from torch import nn
 
 from ..errors import InputError
-
-CONFIG_NAME, FINISHED_NAME, STATES_NAME = "config.json", "finished.json", "state"
-
-# What may change between an interrupted run and its continuation without changing what is learned.
-_FREE = frozenset(("out", "workers", "log_every", "save_every", "max_skipped"))
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Errors of a file system that is full, read-only or gone become an InputError that names `path`."""
-    try:
-        yield
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"cannot write {path}: {error}; what was saved before is whole") from error
-
-
-def make_parent(path: Path) -> None:
-    """The folder of a file that will be written. Raises InputError."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """`write(unfinished)`, then that file becomes `path`: after a crash `path` is the old file or the new one."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    with writing(path):
-        try:
-            write(unfinished)
-            _sync(unfinished)
-            os.replace(unfinished, path)
-            _sync(path.parent)  # or else the renaming itself may be lost
-        finally:
-            unfinished.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, indent=2, default=str) + "\n"
-    write_atomically(path, lambda unfinished: unfinished.write_text(text))
+from ..files import write_atomically, writing
+from .runs import STATES_NAME
 
 
 class States:
@@ -105,31 +49,6 @@ class States:
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.pt"))
-
-
-def is_finished(out: Path) -> bool:
-    """Whether the run in the folder `out` has done all its steps."""
-    return (out / FINISHED_NAME).is_file()
-
-
-def has_begun(out: Path) -> bool:
-    """Whether the folder `out` holds a run that is finished or can be resumed."""
-    return is_finished(out) or any((out / STATES_NAME).glob("*.pt"))
-
-
-def check_same_run(out: Path, configuration: dict[str, Any]) -> None:
-    """Raise InputError, naming an argument, if the run in `out` was begun with other arguments."""
-    try:
-        before = json.loads((out / CONFIG_NAME).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"--out: {out} holds a run, but its {CONFIG_NAME} cannot be read: {error}") from error
-    now = json.loads(json.dumps(configuration, default=str))
-    for name in sorted((before.keys() | now.keys()) - _FREE):
-        if before.get(name) != now.get(name):
-            raise InputError(
-                f"--out: {out} holds a run with another --{name.replace('_', '-')}: {before.get(name)} there, "
-                f"{now.get(name)} here; choose another folder, or the arguments in its {CONFIG_NAME}"
-            )
 
 
 def learned_state(system: nn.Module) -> dict[str, torch.Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -12,16 +10,11 @@ from ..data.mixtures import Mixtures
 from ..data.prepared import Prepared
 from ..errors import InputError
 from ..network.load import load_network
-from .loop import TrainingOptions, fit, is_done
+from ..options import TrainingOptions, TrainOptions
+from .batches import example_count
+from .loop import fit
 from .objective import SpeechLoss
-
-
-@dataclass(kw_only=True)
-class TrainOptions(TrainingOptions):
-    """Train a network on mixtures of clean speech and noise."""
-
-    preset: str = "teacher"
-    """teacher, student, or package.module:factory for a network of your own."""
+from .runs import is_done
 
 
 def train(options: TrainOptions) -> None:
@@ -34,11 +27,11 @@ def train(options: TrainOptions) -> None:
 
 def labelled_examples(options: TrainingOptions) -> Dataset:
     if options.prepared is None:
-        return Mixtures(options, options.segment_length, options.example_count, options.seed)
+        return Mixtures(options, options.segment_length, example_count(options), options.seed)
     for argument in ("clean", "noise", "rirs"):
         if getattr(options, argument) is not None:
             raise InputError(f"--{argument}: {options.prepared} (--prepared) is mixed already; leave one of them out")
-    return Prepared(options.prepared, options.segment_length, options.example_count, options.seed)
+    return Prepared(options.prepared, options.segment_length, example_count(options), options.seed)
 
 
 class Supervised(nn.Module):

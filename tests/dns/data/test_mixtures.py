@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 
 from abckd_dns.data import audio
 from abckd_dns.data.mixing import level_dbfs, mix, reverberate
-from abckd_dns.data.mixtures import MixtureOptions, Mixtures, NoisySpeech, PartlyLabelled, SegmentPool
+from abckd_dns.data.mixtures import Mixtures, NoisySpeech, PartlyLabelled, SegmentPool
 from abckd_dns.errors import InputError
+from abckd_dns.options import MixtureOptions
 
 
 def mixtures(folders, **options):

@@ -9,10 +9,11 @@ import torch
 from made_audio import SHORT, data_arguments
 
 from abckd_dns.cli import main
-from abckd_dns.data.mixtures import MixtureOptions, Mixtures
+from abckd_dns.data.mixtures import Mixtures
 from abckd_dns.data.prepared import Prepared
 from abckd_dns.errors import InputError
-from abckd_dns.training.states import is_finished
+from abckd_dns.options import MixtureOptions
+from abckd_dns.training.runs import is_finished
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +111,13 @@ def test_disk_that_is_too_small(folders, tmp_path):
     assert not (tmp_path / "prepared").exists()
 
 
-def test_arguments_that_do_not_fit(folders, prepared, tmp_path, capsys):
+def test_arguments_that_do_not_fit(folders, prepared, tmp_path):
     with pytest.raises(InputError, match="has mixtures of 0.5 s, --segment-seconds wants 1"):
         Prepared(prepared, 16_000, 1, 0)
     start = ["train", "--prepared", str(prepared), "--out", str(tmp_path)]
     with pytest.raises(SystemExit, match="--clean: .*is mixed already"):
         main([*start, *data_arguments(folders)])
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="--count: expected at least 1, got 0"):
         main(["prepare", *data_arguments(folders), "--count", "0", "--out", str(tmp_path / "none")])
-    assert "--count: expected more than 0" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="--out: .* exists"):
         main(["prepare", *data_arguments(folders), "--count", "1", "--out", str(prepared)])

@@ -3,7 +3,6 @@
 import io
 import os
 import tarfile
-import time
 
 import numpy as np
 import pytest
@@ -12,9 +11,10 @@ import torch
 from made_audio import noise_like, speech_like, write_wav
 
 from abckd_dns.data import sources
-from abckd_dns.data.mixtures import MixtureOptions, Mixtures, SegmentPool
+from abckd_dns.data.mixtures import Mixtures, SegmentPool
 from abckd_dns.data.sources import find_sources
 from abckd_dns.errors import InputError
+from abckd_dns.options import MixtureOptions
 
 
 def write_shard(path, count: int, first_seed: int = 0) -> None:
@@ -29,68 +29,60 @@ def write_shard(path, count: int, first_seed: int = 0) -> None:
                 archive.addfile(member, io.BytesIO(data))
 
 
-def make_old(folder) -> None:
-    """Modified long ago, so that listings of it are trusted."""
-    for path in (folder, *folder.rglob("*")):
-        os.utime(path, (time.time() - 3600,) * 2)
-
-
 @pytest.fixture
-def listed(monkeypatch):
-    """The folders and shards that were listed anew."""
-    names = []
-    for function in ("_list", "_list_shard"):
-        original = getattr(sources, function)
-        monkeypatch.setattr(
-            sources,
-            function,
-            lambda path, *more, original=original: names.append(os.path.basename(path)) or original(path, *more),
-        )
+def read(monkeypatch):
+    """The shards that were read, and not found in the cache."""
+    names, original = [], sources._read_shard
+    monkeypatch.setattr(
+        sources, "_read_shard", lambda path, argument: names.append(os.path.basename(path)) or original(path, argument)
+    )
     return names
 
 
-def test_listing_is_remembered_and_changes_are_noticed(tmp_path, listed):
+def test_shards_are_remembered_and_changes_are_noticed(tmp_path, read):
     root = tmp_path / "root"
     for name in ("a/1.wav", "a/2.FLAC", "b/c/3.ogg", "b/notes.txt"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     write_shard(root / "b" / "x.tar", 2)
-    make_old(root)
+    write_shard(root / "b" / "y.tar", 1)
     first = find_sources(root, "--clean")
-    assert sorted(listed) == ["a", "b", "c", "root", "x.tar"]
+    assert read == ["x.tar", "y.tar"]
     assert [str(source).removeprefix(f"{root}/") for source in first] == [
         *("a/1.wav", "a/2.FLAC", "b/c/3.ogg"),
-        *("b/x.tar/speech/00000.wav", "b/x.tar/speech/00001.wav"),
+        *("b/x.tar/speech/00000.wav", "b/x.tar/speech/00001.wav", "b/y.tar/speech/00000.wav"),
     ]
-    listed.clear()
-    assert find_sources(root, "--clean") == first and listed == []
+    read.clear()
+    assert find_sources(root, "--clean") == first and read == []
 
     (root / "b" / "c" / "4.wav").touch()
     (root / "a" / "1.wav").unlink()
     write_shard(root / "b" / "x.tar", 3)
     again = find_sources(root, "--clean")
-    assert sorted(listed) == ["a", "c", "x.tar"]
-    assert len(again) == 6 and root / "b" / "c" / "4.wav" in again and root / "a" / "1.wav" not in again
+    assert read == ["x.tar"]
+    assert len(again) == 7 and root / "b" / "c" / "4.wav" in again and root / "a" / "1.wav" not in again
 
 
-def test_fresh_listing_is_not_trusted(tmp_path, listed):
-    (tmp_path / "1.wav").touch()
-    for _ in range(2):
-        find_sources(tmp_path, "--clean")
-    assert listed == [tmp_path.name] * 2
+def test_shard_written_anew_in_the_same_size_is_read_again(tmp_path, read):
+    write_shard(tmp_path / "x.tar", 2)
+    find_sources(tmp_path / "x.tar", "--clean")
+    before = (tmp_path / "x.tar").stat()
+    write_shard(tmp_path / "x.tar", 2, first_seed=5)
+    os.utime(tmp_path / "x.tar", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    find_sources(tmp_path / "x.tar", "--clean")
+    assert read == ["x.tar"] * 2
 
 
-def test_broken_or_unwritable_memory_does_no_harm(tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "1.wav").touch()
-    make_old(tmp_path / "data")
+@pytest.mark.parametrize("content", ["{", "[]", "null", '{"stamp": 1}'])
+def test_broken_or_unwritable_memory_does_no_harm(tmp_path, monkeypatch, content):
+    write_shard(tmp_path / "data" / "x.tar", 2)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     find_sources(tmp_path / "data", "--clean")
     (cache,) = (tmp_path / "cache").rglob("*.json")
-    cache.write_text("{")
-    assert len(find_sources(tmp_path / "data", "--clean")) == 1
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "data" / "1.wav"))
-    assert len(find_sources(tmp_path / "data", "--clean")) == 1
+    cache.write_text(content)
+    assert len(find_sources(tmp_path / "data", "--clean")) == 2
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "data" / "x.tar"))
+    assert len(find_sources(tmp_path / "data", "--clean")) == 2
 
 
 def test_links_are_followed_once(tmp_path):

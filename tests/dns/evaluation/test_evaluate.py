@@ -16,8 +16,11 @@ from abckd_dns.cli import main
 from abckd_dns.data.audio import read_speech
 from abckd_dns.errors import InputError
 from abckd_dns.evaluation import metrics
-from abckd_dns.evaluation.compare import EvaluateOptions, Pairs, evaluate, format_report
+from abckd_dns.evaluation.compare import evaluate
+from abckd_dns.evaluation.recordings import Pairs
+from abckd_dns.evaluation.tables import format_report
 from abckd_dns.network.load import save_checkpoint
+from abckd_dns.options import EvaluateOptions
 
 FAST = ("si-sdr", "stoi")
 
@@ -69,7 +72,7 @@ def test_layouts_of_pairs(tmp_path, layout):
     for index, example in enumerate(map(examples.__getitem__, range(4))):
         number = int(re.findall(r"\d+", examples.name(index))[-1])
         assert torch.equal(example["clean"], read_speech(tmp_path / clean.format(number)))
-        assert metrics.sisdr(example["noisy"], example["clean"]) > 5
+        assert metrics.si_sdr(example["noisy"], example["clean"]) > 5
 
 
 @pytest.mark.parametrize(
@@ -167,8 +170,8 @@ def test_dry_mixes_the_input_into_every_output(checkpoint, pairs, tmp_path):
     with torch.inference_mode():
         enhanced = lively(SMALL)(noisy[None])[0]
     name = list(dry)[1]
-    assert wet[name]["SI-SDR (dB)"][1] == pytest.approx(metrics.sisdr(enhanced, clean), abs=1e-3)
-    expected = metrics.sisdr(0.75 * enhanced + 0.25 * noisy, clean)
+    assert wet[name]["SI-SDR (dB)"][1] == pytest.approx(metrics.si_sdr(enhanced, clean), abs=1e-3)
+    expected = metrics.si_sdr(0.75 * enhanced + 0.25 * noisy, clean)
     assert dry[name]["SI-SDR (dB)"][1] == pytest.approx(expected, abs=1e-3)
     assert abs(dry[name]["SI-SDR (dB)"][1] - wet[name]["SI-SDR (dB)"][1]) > 0.1
     assert "0.25 of the noisy input" in (tmp_path / "table.md").read_text()
@@ -262,7 +265,7 @@ def test_packages_that_are_missing(checkpoint, pairs, tmp_path, monkeypatch, cap
         (["--pairs", "PAIRS", "--noisy", "PAIRS/noisy"], "got --pairs and --noisy"),
         (["--clean", "PAIRS/clean"], "--noise: a folder is needed"),
         (["--pairs", "PAIRS", "--baseline", "nobody"], "--baseline: 'nobody' is not one of 'noisy input', '.*small"),
-        (["--pairs", "PAIRS", "--dry", "1"], "--dry: expected at least 0 and less than 1, got 1"),
+        (["--pairs", "PAIRS", "--dry", "1"], "--dry: expected less than 1, got 1"),
         (["--pairs", "PAIRS", "--workers", "-1"], "--workers: expected at least 0"),
         (["--pairs", "PAIRS", "--csv", "table.md"], "--csv: table.md is where the Markdown"),
         (["--pairs", "PAIRS", "--csv", "PAIRS"], "--csv: expected a file, but .* is a folder"),

@@ -5,7 +5,8 @@ import torch
 from own_networks import small
 
 from abckd_dns.cli import main
-from abckd_dns.network.denoiser import PRESETS, Denoiser, DenoiserConfig
+from abckd_dns.network.config import PRESETS, DenoiserConfig
+from abckd_dns.network.denoiser import Denoiser
 from abckd_dns.network.describe import feature_shapes, macs_per_second
 
 

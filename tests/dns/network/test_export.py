@@ -10,8 +10,8 @@ import torch
 from made_audio import speech_like
 from made_networks import SMALL, lively
 
+import abckd_dns.network.export as export_module
 from abckd_dns.cli import main
-from abckd_dns.network import export as export_module
 from abckd_dns.network.load import save_checkpoint
 from abckd_dns.network.streaming import enhance_by_steps
 

@@ -6,7 +6,8 @@ import safetensors.torch
 import torch
 
 from abckd_dns.errors import InputError
-from abckd_dns.network.denoiser import Denoiser, DenoiserConfig
+from abckd_dns.network.config import DenoiserConfig
+from abckd_dns.network.denoiser import Denoiser
 from abckd_dns.network.load import load_network, save_checkpoint
 
 WAVEFORM = 0.1 * torch.randn(1, 4_000)

@@ -8,7 +8,8 @@ from made_audio import noise_like, speech_like, write_wav
 from made_networks import SMALL, lively
 
 from abckd_dns.cli import main
-from abckd_dns.network.denoiser import PRESETS, Denoiser
+from abckd_dns.network.config import PRESETS
+from abckd_dns.network.denoiser import Denoiser
 from abckd_dns.network.load import save_checkpoint
 from abckd_dns.network.stft import HOP, N_FFT, FrameTransform, Stft, envelope
 from abckd_dns.network.streaming import DELAY, LATENCY, StreamingDenoiser, flush

@@ -16,11 +16,13 @@ import torch
 from made_audio import data_arguments
 from subprocesses import ENVIRONMENT, HERE
 
+from abckd_dns import files
 from abckd_dns.cli import main
 from abckd_dns.data import mixtures as data
 from abckd_dns.errors import InputError
-from abckd_dns.training import states as checkpoints
-from abckd_dns.training.states import States, is_finished, write_atomically
+from abckd_dns.files import write_atomically
+from abckd_dns.training.runs import is_finished
+from abckd_dns.training.states import States
 
 STEPS = 24
 
@@ -219,9 +221,9 @@ def test_full_disk_leaves_the_state_before(folders, unbroken, tmp_path, monkeypa
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(path)
 
-    sync = checkpoints._sync
+    sync = files._sync
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "_sync", full)
+        patch.setattr(files, "_sync", full)
         with pytest.raises(SystemExit, match=r"cannot write .*000000009.pt: .*No space left.* saved before is whole"):
             main(arguments(folders, tmp_path))
     assert states(tmp_path) == [3, 6]
