@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shapes import accumulation_dtype
-from ..triton_layers import count_valid, kernel, launch
+from ..triton_layers import aligned, count_valid, kernel, launch, width
 from . import spectra
 
 WARPS = 4
@@ -27,10 +27,12 @@ SUMS_AT_ONCE = 256  # blocks of a sample
 
 @triton.jit
 def locate(
-    numbers, frames, inner, lengths_ptr, padded_length, blocks, LENGTHS: tl.constexpr, BLOCK: tl.constexpr
+    numbers, frames, inner, lengths_ptr, padded_length, blocks,
+    LENGTHS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sample b; the block's first number, counted from the tensor's and from b's own; those that exist; those that
     count; the valid bins of a run and its length; whether all of the block's numbers count."""
+    numbers = aligned(numbers, WIDTH)
     block = tl.program_id(0)
     b = (block // blocks).to(tl.int64)
     sample = b * numbers
@@ -90,11 +92,12 @@ def forward_kernel(
     eps: tl.float64,
     blocks,  # per sample
     LENGTHS: tl.constexpr,
+    WIDTH: tl.constexpr,  # divides numbers
     DOUBLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     b, begin, exists, counts, valid, run, whole = locate(
-        numbers, frames, inner, lengths_ptr, padded_length, blocks, LENGTHS, BLOCK
+        numbers, frames, inner, lengths_ptr, padded_length, blocks, LENGTHS, WIDTH, BLOCK
     )
     dtype: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     exponent, eps = tl.full((), exponent, dtype), tl.full((), eps, dtype)
@@ -157,11 +160,12 @@ def backward_kernel(
     eps: tl.float64,
     blocks,
     LENGTHS: tl.constexpr,
+    WIDTH: tl.constexpr,  # divides numbers
     DOUBLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     b, begin, exists, counts, valid, run, whole = locate(
-        numbers, frames, inner, lengths_ptr, padded_length, blocks, LENGTHS, BLOCK
+        numbers, frames, inner, lengths_ptr, padded_length, blocks, LENGTHS, WIDTH, BLOCK
     )
     dtype: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     exponent, eps = tl.full((), exponent, dtype), tl.full((), eps, dtype)
@@ -245,5 +249,7 @@ def _plan(x: Tensor, lengths: Tensor | None) -> tuple[tuple[int, int, int], int,
     block = WARPS * 32 * min(4 * 16 // x.element_size(), 16)
     blocks = triton.cdiv(numbers + ALIGNED.value - 1, block)
     inner = x.shape[-3] if spectra.is_bands_last(x) else 1
-    constants = {"DOUBLE": x.dtype == torch.float64, "BLOCK": block, "num_warps": WARPS}
+    # A bin is two numbers: at least those are read at once under a mask.
+    at_once = max(2, width(x, numbers))
+    constants = {"DOUBLE": x.dtype == torch.float64, "WIDTH": at_once, "BLOCK": block, "num_warps": WARPS}
     return (numbers, x.shape[-2], inner), blocks, constants
