@@ -321,7 +321,8 @@ def _spread(
     batch, _, *grid = map_grads.shape
     results = [map_grads.new_empty((batch, *size)) for size in zip(map_sizes[::2], map_sizes[1::2], strict=True)]
     frames, bands = map_sizes[::2], map_sizes[1::2]
-    block = 512
+    pooled = list(map_sizes) != list(grid) * len(results)
+    block = 256 if pooled else 512  # of pooled maps the registers hold no more places, which are int64
     positions = [t * f for t, f in zip(frames, bands, strict=True)]
     tiles = [triton.cdiv(count, block) for count in positions]
     starts, programs = first_tiles(batch * count for count in tiles)
@@ -333,7 +334,7 @@ def _spread(
         tuple(results), sizes(frames), sizes(bands), *windows, sizes(tiles), starts,
         distance_grads.expand(map_grads.shape[:2]).contiguous(), map_grads.contiguous(),
         map_grads if lengths is None else lengths.contiguous(), padded_length, *grid,
-        POOLED=list(map_sizes) != list(grid) * len(results), LENGTHS=lengths is not None,
+        POOLED=pooled, LENGTHS=lengths is not None,
         WIDTH=width(map_grads, *positions), BLOCK=block,
         INDEX=_index(results, grid), num_warps=2,
     )  # fmt: skip

@@ -227,7 +227,7 @@ def forward_kernel(
         max_y = tl.where(dead, 0.0, most_y)
         of_x: tl.constexpr = 0 if KIND == "reverse_kl" else 2
         saved_ptr += place
-        step = tl.cast(all_rows, tl.int64)
+        step = aligned(all_rows, WIDTH if PLANES else 1)
         tl.store(saved_ptr + of_x * step, max_x, exists[:, None])
         tl.store(saved_ptr + (of_x + 1) * step, log_x, exists[:, None])
         tl.store(saved_ptr + (2 - of_x) * step, max_y, exists[:, None])
@@ -264,7 +264,7 @@ def backward_kernel(
     row = (sample * rows + r)[:, None]
     exists = (r < rows)[:, None]
     first = sample * stride_sample + r[:, None] * stride_r
-    step = tl.cast(all_rows, tl.int64)
+    step = aligned(all_rows, WIDTH if PLANES else 1)
     scale = tl.full((), inverse_temperature, DTYPE)
     share = tl.full((), beta, DTYPE)
     max_s = tl.load(saved_ptr + row, exists, other=0)
