@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,12 +23,12 @@ from .common.arithmetic import root
 from .common.checks import check_choice
 from .common.features import Padding, batch_mean, check_equal, check_pairs, checked, weighted
 from .common.modules import Configured
+from .common.options import check_options
 from .common.taps import Taps, cells, distances, padding_of, tapped
 
 __all__ = ["ATLoss", "at_loss"]
 
 VIEWS = ("position", "time", "frequency", "channel")
-DISTANCES = ("sum", "mean", "norm")
 Features = Tensor | Sequence[Tensor]
 
 
@@ -36,7 +37,7 @@ def at_loss(
     teacher_features: Features,
     *,
     power: int = 2,
-    distance: str = "sum",
+    distance: Literal["sum", "mean", "norm"] = "sum",
     views: Sequence[str] = ("position",),
     lengths: Tensor | None = None,
     padded_length: int | None = None,
@@ -71,7 +72,8 @@ def at_loss(
 
     Raises TypeError or ValueError that names the argument.
     """
-    views = _check_options(power, distance, views)
+    check_options(at_loss, distance=distance)
+    views = _checked_views(views)
     students, teachers, padding = checked(student_features, teacher_features, lengths, padded_length)
     check_pairs(len(students), len(teachers))
     energies = []
@@ -89,7 +91,7 @@ def at_loss(
     return _compared(maps, energies, distance, views, padding, weights)
 
 
-class ATLoss(Configured):
+class ATLoss(Configured, function=at_loss):
     """at_loss with its options chosen once.
 
     Without the view "channel" a `Distiller` needs the attention maps only, and `tap_options` tells it so.
@@ -97,13 +99,11 @@ class ATLoss(Configured):
     Raises TypeError or ValueError that names the option.
     """
 
-    function = staticmethod(at_loss)
-
     def __init__(self, **options):
         super().__init__(**options)
-        power = options.get("power", 2)
-        views = _check_options(power, options.get("distance", "sum"), options.get("views", ("position",)))
-        self.tap_options = None if "channel" in views else {"power": check_power(power), "means": False}
+        views = _checked_views(options.get("views", ("position",)))
+        power = check_power(options.get("power", 2))
+        self.tap_options = None if "channel" in views else {"power": power, "means": False}
 
     def from_taps(
         self, student: Taps, teacher: Taps, *, lengths: Tensor | None = None, padded_length: int | None = None
@@ -112,12 +112,10 @@ class ATLoss(Configured):
         check_pairs(len(student[0]), len(teacher[0]))
         maps, padding = [student[0], teacher[0]], padding_of([student, teacher], lengths, padded_length)
         distance, views = self.options.get("distance", "sum"), tuple(self.options.get("views", ("position",)))
-        return _compared(maps, [], distance, views, padding, self.options.get("weights")), None
+        return _compared(maps, [], distance, views, padding, self.weights), None
 
 
-def _check_options(power: int, distance: str, views: Sequence[str]) -> tuple[str, ...]:
-    check_power(power)
-    check_choice("distance", distance, DISTANCES)
+def _checked_views(views: Sequence[str]) -> tuple[str, ...]:
     if isinstance(views, str) or not views or len(set(views)) != len(views):
         raise ValueError(f"views: expected a list of different ones of {', '.join(map(repr, VIEWS))}, got {views!r}")
     for view in views:

@@ -23,7 +23,7 @@ from .regression import hint_loss
 REGRESSORS = ("linear", "batch_norm", "relu")
 
 
-class HintLoss(Configured):
+class HintLoss(Configured, function=hint_loss):
     """hint_loss with its options chosen once; with channels, behind a learned regressor per layer.
 
     FitNets: Romero et al., ICLR 2015.
@@ -44,8 +44,6 @@ class HintLoss(Configured):
     twice more in each direction; so does "relu", which makes the projection a few samples at a time. A module writes
     what it makes, and keeps it for backward.
     """
-
-    function = staticmethod(hint_loss)
 
     def __init__(
         self,
