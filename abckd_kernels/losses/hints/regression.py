@@ -28,8 +28,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..common.arithmetic import wide
 from ..common.features import Padding, batch_mean, resized, weighted
-from ..common.normalisation import follow
+from ..common.normalisation import statistics
 from ..common.options import Convention, Positive, check_options
 from ._connector import Connector, PositionLinear, channel_moments, projected_sums
 from ._matching import Channels, Features, Learned, channel_pairs, element_mean, matched, sums
@@ -312,10 +313,10 @@ class _Normalised(nn.Module):
 
     def sums(self, s: Tensor, t: Tensor, padding: Padding, power: float) -> Tensor:
         weight, bias = self.student.folded(s, padding)
-        mean, variance = self.teacher.running_mean, self.teacher.running_var
         if self.training:
-            mean, variance, count = channel_moments(t, padding)
-            follow(self.teacher, mean, variance, count)
+            mean, variance = statistics(self.teacher, *channel_moments(t, padding))
+        else:
+            mean, variance = wide(self.teacher.running_mean), wide(self.teacher.running_var)
         deviation = (variance + self.teacher.eps).sqrt().to(weight.dtype)
         weight, bias = weight * deviation[:, None], bias * deviation + mean.to(weight.dtype)
         of_channels = projected_sums(s, t, weight, bias, padding, kind="power", parameter=power)
