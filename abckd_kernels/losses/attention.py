@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..ops import tap_all
-from ..ops.shapes import accumulation_dtype
+from ..ops.shapes import accumulation_dtype, describe
 from ..ops.tap import check_power
 from .common.arithmetic import root
 from .common.checks import check_choice
@@ -118,8 +118,10 @@ class ATLoss(Configured):
 def _check_options(power: int, distance: str, views: Sequence[str]) -> tuple[str, ...]:
     check_power(power)
     check_choice("distance", distance, DISTANCES)
-    if isinstance(views, str) or not views or len(set(views)) != len(views):
-        raise ValueError(f"views: expected a list of different ones of {', '.join(map(repr, VIEWS))}, got {views!r}")
+    names = isinstance(views, Sequence) and not isinstance(views, str) and all(isinstance(x, str) for x in views)
+    if not names or not views or len(set(views)) != len(views):
+        expected = f"a list of different ones of {', '.join(map(repr, VIEWS))}"
+        raise ValueError(f"views: expected {expected}, got {describe(views)}")
     for view in views:
         check_choice("views", view, VIEWS)
     return tuple(views)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import tap
+from ...ops.shapes import describe
 from ..common.arithmetic import root, unit, wide
 from ..common.checks import check_choice
 from ..common.features import Padding, batch_mean, check_equal, pairs, weighted, without_autocast
@@ -51,8 +52,8 @@ def ft_loss(
     Traffic: "map" reads S and T once forward (op `tap`), S once backward. "factor" makes scaled copies of both.
     """
     check_choice("normalize", normalize, NORMALIZE)
-    if not exponent >= 1:
-        raise ValueError(f"exponent: expected a number of at least 1, got {exponent!r}")
+    if not isinstance(exponent, int | float) or not exponent >= 1:
+        raise ValueError(f"exponent: expected a number of at least 1, got {describe(exponent)}")
     found, padding = (
         matched(student_features, teacher_features, lengths, padded_length)
         if normalize == "factor"
