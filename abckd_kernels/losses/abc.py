@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..ops import compress
 from ..ops.compress import check_mask
+from ..ops.shapes import describe
 from ..ops.tap import check_power
 from .common.arithmetic import wide
 from .common.checks import check_channels, check_layer_channels, check_layer_count, check_weights
@@ -179,7 +180,7 @@ def _compressed(
     if isinstance(scores, str):
         if scores not in SCORES:
             expected = f"'similarity' (or None), 'uniform' or a tensor ({batch}, {n}, {m})"
-            raise ValueError(f"scores: expected {expected}, got {scores!r}")
+            raise ValueError(f"scores: expected {expected}, got {describe(scores)}")
         scores = student_maps[0].new_zeros((batch, n, m)) if scores == "uniform" else None
     distances, attention = compress(
         student_maps, teacher_maps, scores=scores, mask=mask, grid=grid, per_frame=normalize == "frame",

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..ops.shapes import describe
 from .common.arithmetic import wide
 from .common.checks import (
     check_channels,
@@ -80,7 +81,7 @@ def _attended(students, teachers, attention, distance, padding, weights) -> Tens
         attention = students[0].new_full((batch, n, m), 1 / n)
     elif not isinstance(attention, Tensor) or attention.shape != (batch, n, m):
         got = tuple(attention.shape) if isinstance(attention, Tensor) else attention
-        raise ValueError(f"attention: expected a tensor {(batch, n, m)}, got {got!r}")
+        raise ValueError(f"attention: expected a tensor {(batch, n, m)}, got {describe(got)}")
     losses = []
     for j, teacher in enumerate(teachers):
         grid = teacher.shape[1:]

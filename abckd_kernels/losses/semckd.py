@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import pointwise, project, tap_all
+from ..ops.shapes import describe
 from .common.arithmetic import unit, wide
 from .common.checks import (
     check_channels,
@@ -101,7 +102,7 @@ def _calibrated(
     batch, n, m = teachers[0].shape[0], len(students), len(teachers)
     if attention is not None and (not isinstance(attention, Tensor) or attention.shape != (batch, n, m)):
         got = tuple(attention.shape) if isinstance(attention, Tensor) else attention
-        raise ValueError(f"attention: expected a tensor {(batch, n, m)}, got {got!r}")
+        raise ValueError(f"attention: expected a tensor {(batch, n, m)}, got {describe(got)}")
     losses = []
     for i, group in enumerate(students):
         errors = []

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ...ops.shapes import describe
 from ..common.arithmetic import wide
 from ..common.features import Padding, batch_mean, resized, weighted
 from ..common.normalisation import statistics
@@ -181,7 +182,7 @@ def _srd(measured: list[tuple[Tensor, Tensor]], padding: Padding, convention: st
 def _one_per_layer(name: str, given: Tensor | Sequence[Tensor], found: list) -> list[Tensor]:
     values = [given] if isinstance(given, Tensor) else given
     if not isinstance(values, Sequence | nn.ParameterList) or not all(isinstance(x, Tensor) for x in values):
-        raise TypeError(f"{name}: expected a tensor or a list of tensors, got {given!r}")
+        raise TypeError(f"{name}: expected a tensor or a list of tensors, got {describe(given)}")
     if len(values) != len(found):
         raise ValueError(f"{name}: expected {len(found)} tensors, one per student feature, got {len(values)}")
     return list(values)
