@@ -249,7 +249,8 @@ ENTRIES = (
         reproduces="RepDistiller, mdistiller: regressor='relu', or ConvReg.between(...) where sizes differ",
     ),
     Entry(
-        "review", hints.review_loss, hints.ReviewLoss, learned="attention-based fusion of layers (optional)",
+        "review", hints.review_loss, hints.ReviewLoss, op="pyramid",
+        learned="attention-based fusion of layers (optional)",
         needs=Needs(channels="layers", spatial_axes=True),
         formula="[mean d^2 + sum_l w_l mean pool_l(d)^2] / (1 + sum_l w_l), d = s - t, l = 4, 2, 1, w = 1/2, 1/4, 1/8",
         paper="Chen et al., CVPR 2021",

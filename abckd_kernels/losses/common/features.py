@@ -178,6 +178,8 @@ def gather(x: Tensor, group, dim: int = 0) -> Tensor:
     """
     if group is None:
         return x
+    if not isinstance(group, torch.distributed.ProcessGroup):
+        raise TypeError(f"group: expected a torch.distributed process group, got {shapes.describe(group)}")
     return _Gather.apply(x.movedim(dim, 0), group).movedim(0, dim)
 
 

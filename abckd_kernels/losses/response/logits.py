@@ -74,7 +74,7 @@ def kl_loss(
     alpha cross_entropy + (1 - alpha) kl_loss, but drops temperature^2 where alpha is 0 or None; SKD's instance term
     never has it.
     """
-    check_options(kl_loss, temperature=temperature, reduction=reduction)
+    check_options(kl_loss, temperature=temperature, reverse=reverse, standardize=standardize, reduction=reduction)
     kind = "reverse_kl" if reverse else "kl"
 
     def term(_, s, t, skip, dim):
@@ -148,15 +148,13 @@ def dkd_loss(
     """
     check_options(dkd_loss, alpha=alpha, beta=beta, temperature=temperature, reduction=reduction)
     found = _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length)
-    targets = [labels] * len(found) if isinstance(labels, Tensor) else list(labels)
-    if len(targets) != len(found):
-        raise ValueError(f"labels: expected {len(found)} tensors, one per pair of logits, got {len(targets)}")
+    targets = [constant(y) for y in _each_of("labels", labels, len(found))]
 
     def term(index, s, t, skip, dim):
         y = targets[index]
         rows = s.shape[:dim] + s.shape[dim + 1 :]
-        if y.dtype.is_floating_point or y.dtype == torch.bool or y.shape != rows:
-            raise ValueError(f"labels: expected integers of shape {tuple(rows)}, got {y.dtype} {tuple(y.shape)}")
+        if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool or y.shape != rows:
+            raise ValueError(f"labels: expected integers of shape {tuple(rows)}, got {shapes.describe(y)}")
         if s.shape[dim] == 1:
             return wide(s).select(dim, 0) * 0
         y = (y if skip is None else y.masked_fill(skip, 0)).unsqueeze(dim)
@@ -250,18 +248,25 @@ def _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length) 
                 )
     for x in students:
         if not isinstance(dim, int) or not -x.dim() <= dim < x.dim() or dim % x.dim() == 0:
-            raise ValueError(f"dim: expected an axis of the logits {tuple(x.shape)} but the batch's, got {dim!r}")
+            expected = f"an axis of the logits {tuple(x.shape)} but the batch's"
+            raise ValueError(f"dim: expected {expected}, got {shapes.describe(dim)}")
     lengths = shapes.check_lengths(lengths, first.shape[0], first.device)
     if padded_length is None:
         padded_length = max(_frames(x, dim) for x in students) if lengths is not None else 1
     padding = Padding(lengths, shapes.check_padded_length(padded_length))
-    masks = [ignore] * len(students) if ignore is None or isinstance(ignore, Tensor) else list(ignore)
-    if len(masks) != len(students):
-        raise ValueError(f"ignore: expected {len(students)} masks, one per pair of logits, got {len(masks)}")
+    masks = [None] * len(students) if ignore is None else _each_of("ignore", ignore, len(students))
     return [
         _Pair(s, constant(t), _ignored(s, dim % s.dim(), mask, padding), dim % s.dim())
         for s, t, mask in zip(students, teachers, masks, strict=True)
     ]
+
+
+def _each_of(name: str, given: Tensor | Sequence[Tensor], count: int) -> list[Tensor]:
+    """What belongs to each pair of logits: one tensor, for all, or a list."""
+    items = [given] * count if isinstance(given, Tensor) else list(listed(name, given))
+    if len(items) != count or not all(isinstance(x, Tensor) for x in items):
+        raise ValueError(f"{name}: expected {count} tensors, one per pair of logits, got {shapes.describe(given)}")
+    return items
 
 
 def _check(x: Tensor, name: str) -> None:

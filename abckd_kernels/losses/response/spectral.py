@@ -89,7 +89,7 @@ def si_snr_loss(
 
     float32; float64 if a waveform is. Raises TypeError or ValueError that names the argument.
     """
-    check_options(si_snr_loss, factor=factor, eps=eps)
+    check_options(si_snr_loss, zero_mean=zero_mean, factor=factor, eps=eps)
     found, ends = signal_pairs(student, teacher, lengths, padded_length, check_waveform)
     losses = []
     for s, t in found:

@@ -58,7 +58,7 @@ def correlation(
         expected = f"shape {tuple(student.shape)} on {student.device} as student"
         raise ValueError(f"teacher: expected {expected}, got {shapes.describe(teacher)}")
     if not isinstance(dim, int) or not -student.dim() <= dim < student.dim():
-        raise ValueError(f"dim: expected an axis of the logits {tuple(student.shape)}, got {dim!r}")
+        raise ValueError(f"dim: expected an axis of the logits {tuple(student.shape)}, got {shapes.describe(dim)}")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature: expected a positive number, got {temperature!r}")
     dim %= student.dim()
