@@ -205,21 +205,21 @@ ENTRIES = (
         needs=Needs(channels="layers"),
         formula="log(1 + mean |s - t|^p / 1e-8), p = 4",
         paper="Miles and Mikolajczyk, AAAI 2024",
-        reproduces="torchdistill: reduction='batch', weights=[2], without its divergence of logits",
+        reproduces="torchdistill: convention='published', weights=[2], without its divergence of logits",
     ),
     Entry(
         "ab", hints.ab_loss, hints.ABLoss, op="pointwise", learned="linear map and batch norm (optional)",
         needs=Needs(channels="layers"),
         formula="mean of max(0, m - s)^2 where t > 0, max(0, s + m)^2 elsewhere",
         paper="Heo et al., AAAI 2019",
-        reproduces="torchdistill: reduction='sum'; RepDistiller: that, weights=[2^(i - n + 1) 3 / 1000, ...]",
+        reproduces="torchdistill: reduction='batchmean'; RepDistiller: that, weights=[2^(i - n + 1) 3 / 1000, ...]",
     ),
     Entry(
         "ofd", hints.ofd_loss, hints.OFDLoss, op="pointwise", learned="linear map and batch norm",
         needs=Needs(channels="layers", margins=True),
         formula="mean of (s - t')^2 where t > 0 or s > t', t' = max(t, m_c)",
         paper="Heo et al., ICCV 2019",
-        reproduces="mdistiller: reduction='sum', weights=[2^-(n - i - 1), ...]",
+        reproduces="mdistiller: reduction='batchmean', weights=[2^-(n - i - 1), ...]",
     ),
     Entry(
         "spectral", response.spectral_loss, response.SpectralLoss, inputs="spectra", op="spectral",
@@ -249,7 +249,8 @@ ENTRIES = (
         reproduces="RepDistiller, mdistiller: regressor='relu', or ConvReg.between(...) where sizes differ",
     ),
     Entry(
-        "review", hints.review_loss, hints.ReviewLoss, learned="attention-based fusion of layers (optional)",
+        "review", hints.review_loss, hints.ReviewLoss, op="pyramid",
+        learned="attention-based fusion of layers (optional)",
         needs=Needs(channels="layers", spatial_axes=True),
         formula="[mean d^2 + sum_l w_l mean pool_l(d)^2] / (1 + sum_l w_l), d = s - t, l = 4, 2, 1, w = 1/2, 1/4, 1/8",
         paper="Chen et al., CVPR 2021",
@@ -266,7 +267,7 @@ ENTRIES = (
         "kl", response.kl_loss, response.KLLoss, inputs="logits", op="divergence",
         formula="tau^2 mean KL(p || q), or KL(q || p); p, q = softmax of teacher's and student's logits / tau",
         paper="Hinton, Vinyals and Dean, arXiv 1503.02531, 2015; standardize: Sun et al., CVPR 2024",
-        reproduces="RepDistiller, mdistiller, SemCKD (maps: reduction='batch'); torchdistill's KDLoss with cross "
+        reproduces="RepDistiller, mdistiller, SemCKD (maps: reduction='batchmean'); torchdistill's KDLoss with cross "
         "entropy, LogitStdKDLoss: standardize=True, SKDInstanceLoss: weights=[1 / tau^2]",
     ),
     Entry(

@@ -106,7 +106,7 @@ def checked(
 
 def constant(x: Tensor) -> Tensor:
     """A teacher's tensor without its graph; a copy of one made in inference mode, which autograd can't save."""
-    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not x.is_inference():
+    if torch.compiler.is_compiling() or not x.is_inference() or torch.is_inference_mode_enabled():
         return x.detach()
     return x.detach().clone()
 

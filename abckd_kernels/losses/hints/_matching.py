@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ...ops import pointwise
+from ...ops.shapes import accumulation_dtype
 from ..common.features import Padding, check_equal, pairs, resized, smaller, without_autocast
 
 Features = Tensor | Sequence[Tensor]
@@ -108,7 +109,7 @@ class Learned(nn.Module):
             with without_autocast(pair[0]):
                 s, t = self.on_one_grid(layer, *pair, padding)
                 # Once for all that reads it: in half precision its gradient is then rounded once.
-                s = padding.zeroed(s.to(next(layer.parameters(), s).dtype))
+                s = padding.zeroed(s.to(accumulation_dtype(next(layer.parameters(), s).dtype)))
                 made.append(self.measured(layer, s, t, padding))
         return self.loss(made, padding)
 

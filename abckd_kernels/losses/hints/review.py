@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...ops import pyramid
 from ...ops.pyramid import check_levels
+from ..common.arithmetic import wide
 from ..common.checks import check_choice
 from ..common.features import Padding, batch_mean, pairs, weighted, without_autocast
 from ..common.modules import Configured
@@ -67,15 +68,13 @@ def _review(found, padding: Padding, levels: Sequence[int] = (4, 2, 1), fit: str
     return weighted(losses, weights, found)
 
 
-class ReviewLoss(Configured):
+class ReviewLoss(Configured, function=review_loss):
     """review_loss with its options chosen once; with channels, behind the fusion of the student's layers (`ABF`).
 
     student_channels, teacher_channels   C of each layer, the deepest last; None: no fusion, channels agree.
     hidden, norm, spatial_axes           as in ABF.
     options                              as in review_loss.
     """
-
-    function = staticmethod(review_loss)
 
     def __init__(
         self,
@@ -100,7 +99,7 @@ class ReviewLoss(Configured):
             found, padding = pairs(student_features, teacher_features, lengths, padded_length, zeroed=False)
             students, teachers = zip(*found, strict=True)
             fused = self.fusion(students, [t.shape[2:] for t in teachers], padding)
-            return _review(list(zip(fused, teachers, strict=True)), padding, **self.options)
+            return _review(list(zip(fused, teachers, strict=True)), padding, weights=self.weights, **self.options)
         return super().forward(student_features, teacher_features, lengths=lengths, padded_length=padded_length)
 
 
@@ -199,7 +198,7 @@ class _Rectified(nn.Module):
         self.norm, self.activation = InstanceNorm(channels), nn.PReLU()
 
     def forward(self, x: Tensor, padding: Padding) -> Tensor:
-        return self.activation(self.norm(x, padding))
+        return nn.functional.prelu(self.norm(x, padding), wide(self.activation.weight))
 
 
 class _Instance(nn.Module):
