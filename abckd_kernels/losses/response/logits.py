@@ -42,7 +42,7 @@ from ..common.options import Convention, Finite, Positive, Share, check_options
 from ._decoupled import decoupled
 
 Logits = Tensor | Sequence[Tensor]
-Reduction = Literal["samples", "rows", "batch"]
+Reduction = Literal["mean", "rows", "batchmean"]
 
 
 def kl_loss(
@@ -52,7 +52,7 @@ def kl_loss(
     temperature: Positive = 4.0,
     reverse: bool = False,
     standardize: bool = False,
-    reduction: Reduction = "samples",
+    reduction: Reduction = "mean",
     dim: int = 1,
     ignore: Tensor | Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
@@ -65,10 +65,10 @@ def kl_loss(
     standardize   logits first become (x - mean) / (std + 1e-7) along the classes, std over K - 1 (logit
                   standardisation, Sun et al., CVPR 2024, as torchdistill's LogitStdKDLoss); it needs two classes.
                   Constant logits become 0 and get no gradient (published: one of 1e7).
-    reduction     "samples": the mean over samples of the mean over a sample's rows; samples without a row that counts
+    reduction     "mean": the mean over samples of the mean over a sample's rows; samples without a row that counts
                   are left out, so that of (N, K) it is the mean over rows. "rows": the mean over all rows that count,
-                  as of the tokens of (B, T, K). "batch": the sum over rows divided by B, as published code has it for
-                  maps (`kl_div(..., "batchmean")`).
+                  as of the tokens of (B, T, K). "batchmean": the sum over rows divided by B, as published code has
+                  it for maps (`kl_div(..., reduction="batchmean")`).
 
     RepDistiller, mdistiller and SemCKD are temperature^2 KL, as here. torchdistill's KDLoss is
     alpha cross_entropy + (1 - alpha) kl_loss, but drops temperature^2 where alpha is 0 or None; SKD's instance term
@@ -93,7 +93,7 @@ def jsd_loss(
     beta: Share = 0.5,
     temperature: Positive = 1.0,
     convention: Convention = "paper",
-    reduction: Reduction = "samples",
+    reduction: Reduction = "mean",
     dim: int = 1,
     ignore: Tensor | Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
@@ -130,7 +130,7 @@ def dkd_loss(
     alpha: Finite = 1.0,
     beta: Finite = 8.0,
     temperature: Positive = 4.0,
-    reduction: Reduction = "samples",
+    reduction: Reduction = "mean",
     dim: int = 1,
     ignore: Tensor | Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
@@ -312,7 +312,7 @@ def _mean(term, found: Sequence[_Pair], reduction: str, temperature: float, weig
 
 def _reduced(values: Tensor, ignore: Tensor | None, reduction: str) -> Tensor:
     total = values.sum(1)
-    if reduction == "batch":
+    if reduction == "batchmean":
         return total.sum() / max(len(values), 1)
     if ignore is None:
         return total.sum() / max(values.numel(), 1)
