@@ -15,6 +15,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 	$(BIN)/python -m benchmarks.run --quick --check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 

@@ -35,7 +35,7 @@ try:
     _C = importlib.import_module("abckd_kernels._C")
     EXTENSION_ERROR = None
 except ImportError as error:
-    _C = None
+    _C = None  # type: ignore[assignment]
     EXTENSION_ERROR = f"the C++ extension is not there ({error}); reinstall where a C++ compiler is found"
 
 _TRITON_FOUND = importlib.util.find_spec("triton") is not None
@@ -72,7 +72,6 @@ def why_not(op: str, backend: str, device: str) -> str | None:
     return EXTENSION_ERROR
 
 
-@torch.compiler.assume_constant_result
 def _why_no_cuda_kernels() -> str | None:
     """The reason for which the extension's CUDA kernels can't run on this machine's GPUs, or None."""
     if not _C.has_cuda:
@@ -122,8 +121,8 @@ def choose(op: str, device: str) -> str:
         if name == "triton" and device != "cuda":
             continue
         if why_not(op, name, device) is None:
-            if name == "reference" and device == "cpu":
-                _warn_once(f"abckd_kernels runs its slow reference on the CPU: {EXTENSION_ERROR}")
+            if name == "reference":
+                _warn_of_reference(op, device)
             return name
     raise RuntimeError(f"no backend serves {op} on {device}")
 
@@ -177,27 +176,24 @@ _force(os.environ.get("ABCKD_BACKEND", "auto"))
 _library = torch.library.Library("abckd", "FRAGMENT")
 
 
-def define(op: str, signature: str, *, folder: str, function: str, fake: Callable, native: tuple[str, ...]):
-    """Register an op in the dispatcher.
+def define(op: str, signature: str, *, folder: str, fake: Callable, native: tuple[str, ...]) -> None:
+    """Register a kernel, such as tap_forward, in the dispatcher: one overload per backend that is not native.
 
-    op: its name. signature: arguments and results in the dispatcher's schema language, equal to the schema that the
-    extension declares. folder: the package that holds reference.py and triton.py, each with the Python implementation
-    `function`; they are imported when first used. fake: shapes and dtypes of the results. native: the backends for
+    op: its name. signature: arguments and results in the dispatcher's schema language; the extension's kernels have it
+    from here. folder: the package that holds reference.py and triton.py, each with the Python implementation, `forward`
+    or `backward`; they are imported when first used. fake: shapes and dtypes of the results. native: the backends for
     which this version has C++ kernels.
 
     Raises ImportError if an extension of another version is installed.
     """
     _OPS[op] = (*native, "triton", "reference")
-    if not hasattr(torch.ops.abckd, op):
+    try:
         _library.define(f"{op}{signature}")
-    declared, expected = (
-        str(schema)
-        for schema in (getattr(torch.ops.abckd, op).default._schema, torch._C.parse_schema(f"abckd::{op}{signature}"))
-    )
-    if declared != expected:
-        raise ImportError(f"abckd_kernels._C was built from another version: it has {declared}, expected {expected}")
+    except RuntimeError as error:  # the dispatcher compares the schema with the types of the extension's functions
+        raise ImportError(f"abckd_kernels._C was built from another version, reinstall: {error}") from error
     _library.impl(op, lambda *args: _fallback(op, args), "CompositeExplicitAutograd")
     torch.library.register_fake(f"abckd::{op}", fake, lib=_library)
+    function = op.rpartition("_")[2]
     for backend in ("triton", "reference"):
         overload = f"{op}.{backend}"
         _library.define(f"{overload}{signature}")
@@ -205,25 +201,31 @@ def define(op: str, signature: str, *, folder: str, function: str, fake: Callabl
         torch.library.register_fake(f"abckd::{overload}", fake, lib=_library)
 
 
-def differentiate(op: str, backward: Callable, setup_context: Callable) -> None:
-    """Register the derivative of every overload of `op` (see torch.library.register_autograd)."""
-    for overload in ("", ".triton", ".reference"):
-        torch.library.register_autograd(f"abckd::{op}{overload}", backward, setup_context=setup_context, lib=_library)
+def compose(op: str, signature: str, make_kernel: Callable[[], Callable]) -> Callable:
+    """Register the op `abckd::<op>` over its kernels (ops/contract.py); the function to call.
+
+    The extension differentiates it where there is one; elsewhere what `make_kernel` makes does.
+    """
+    _library.define(f"{op}{signature}")
+    if _C is not None:
+        _C.differentiate(op, _overload)
+    else:
+        _library.impl(op, make_kernel(), "CompositeImplicitAutograd")
+    registered = getattr(torch.ops.abckd, op).default
+
+    def call(*arguments):
+        if torch.compiler.is_compiling():
+            # The backend is chosen below what Dynamo traces: a look at it makes compiled code depend on it.
+            forced() == "auto"  # noqa: B015
+        return registered(*arguments)
+
+    return call
 
 
-def refuse_second_derivative(gradient: torch.Tensor) -> torch.Tensor:
-    """`gradient`, made an error to differentiate: autograd would otherwise let the graph end here in silence."""
-    return _Refuse.apply(gradient.detach().requires_grad_()) if torch.is_grad_enabled() else gradient
-
-
-class _Refuse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, gradient):
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise RuntimeError("second derivatives of abckd_kernels' ops don't exist")
+def _overload(op: str, device: str) -> str:
+    """The overload of a kernel that serves a device type: "" of the native ones."""
+    backend = choose(op, device)
+    return "" if is_native(backend) else backend
 
 
 def _fallback(op: str, args):
@@ -244,10 +246,18 @@ def _on_first_use(module: str, function: str) -> Callable:
     return implementation
 
 
+def _warn_of_reference(op: str, device: str) -> None:
+    """Say that plain PyTorch serves a device, and why nothing faster does; nothing of tensors without data, nor where
+    it is what the op has for that device."""
+    better = "cpu" if device == "cpu" else "triton"
+    if device != "meta" and better in _OPS[op]:
+        _warn_once(f"abckd_kernels runs its slow reference on {device}: {why_not(op, better, device)}")
+
+
 @functools.cache
 def _warn_once(message: str) -> None:
     if not torch.compiler.is_compiling():
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, stacklevel=5)
 
 
 def _first_tensor(args) -> torch.Tensor:

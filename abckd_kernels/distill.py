@@ -58,7 +58,8 @@ class Distiller(nn.Module):
         loss: Callable[..., Tensor],
     ):
         super().__init__()
-        self.student, self.teacher, self.loss = student, teacher.requires_grad_(False).eval(), loss
+        self.student, self.teacher = student, teacher.requires_grad_(False).eval()
+        self.loss: Any = loss  # a function, or a module that may have from_taps
         self._tap_options = getattr(loss, "tap_options", None)
         self._padding: dict[str, Any] = {}
         self._collectors = (
@@ -156,7 +157,7 @@ class _Collector:
 
     @property
     def owner(self) -> Distiller:
-        return self._take.__self__
+        return self._take.__self__  # type: ignore[attr-defined]  # a bound method
 
     def attach(self) -> None:
         self._handles = [module.register_forward_hook(_Hook(self, i)) for i, module in enumerate(self._modules)]

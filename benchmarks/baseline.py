@@ -4,6 +4,11 @@ Times differ between machines and hours, ratios of interleaved forms differ litt
 baseline's by more than a floor and, up to as much again, twice the noise of both (the distance of the quartiles over
 the median), three times in a row. The quick form looks at the ratio to eager alone, with a floor wide enough for a
 machine that does other things too, and for another machine than the baseline's a wider one still.
+
+PyTorch has other products where a processor has other instructions: with AMX eager's bfloat16 is several times as fast.
+So there is a baseline for each kind of processor, by the instruction sets that PyTorch's kernels use there ("torch
+kernels" of a row's machine), and for each GPU; measuring one leaves the others. The quick form compares a kind that has
+none with the first of the file, as another machine.
 """
 
 from __future__ import annotations
@@ -26,12 +31,13 @@ def ratios(row: dict) -> dict[str, dict[str, float]]:
 
 
 def write(rows: dict[str, dict], file: Path) -> None:
-    """Keep the ratios of these rows; those of others stay, unless another machine measured them."""
+    """Keep the ratios of these rows. Those of others stay, unless another machine of the same kind measured them."""
     machine = next(iter(rows.values()))["machine"]
-    kept = json.loads(file.read_text()) if file.exists() else {"machine": None, "ratios": {}}
-    before = kept["ratios"] if kept["machine"] == machine else {}
+    kinds = json.loads(file.read_text()) if file.exists() else {}
+    kept = kinds.get(kind(machine), {})
+    before = kept["ratios"] if kept.get("machine") == machine else {}
     found = before | {key: before.get(key, {}) | ratios(row) for key, row in rows.items()}
-    file.write_text(json.dumps({"machine": machine, "ratios": found}, indent=1) + "\n")
+    file.write_text(json.dumps(kinds | {kind(machine): {"machine": machine, "ratios": found}}, indent=1) + "\n")
 
 
 def compare(
@@ -41,8 +47,11 @@ def compare(
 
     Raises SystemExit where nothing can be compared.
     """
-    kept = json.loads(file.read_text())
-    here = next(iter(rows.values()))["machine"] if rows else None
+    kinds = json.loads(file.read_text())
+    here = next(iter(rows.values()))["machine"] if rows else {}
+    if rows and kind(here) not in kinds:
+        say(f"{file.name} has no baseline of {kind(here)}: compared with that of {next(iter(kinds))}")
+    kept = kinds.get(kind(here) if rows else None) or next(iter(kinds.values()))
     same = _where(here) == _where(kept["machine"])
     if not same and not quick:
         raise SystemExit(f"{file.name} is of {_where(kept['machine'])}, this is {_where(here)}: nothing compared")
@@ -82,6 +91,12 @@ def _slower(row: dict, kept: dict, floor: float, names: tuple[str, ...]) -> list
     return sentences
 
 
-def _where(machine: dict | None) -> dict:
+def kind(machine: dict) -> str:
+    """Which baseline a machine has: that of its GPU, or of the instruction sets that PyTorch's kernels use."""
+    return machine.get("gpu") or machine["torch kernels"]
+
+
+def _where(machine: dict) -> dict:
     """What must agree for ratios to agree."""
-    return {name: (machine or {}).get(name) for name in ("gpu", "cpu", "threads", "instruction set", "malloc")}
+    names = ("gpu", "cpu", "threads", "torch kernels", "instruction set", "malloc")
+    return {name: machine.get(name) for name in names}

@@ -1,7 +1,7 @@
 """The Triton kernels, compiled for every target that we name, without a GPU.
 
-What is compiled is what the ops launch: their launches are recorded at the shapes of a noise suppressor, and each one
-becomes a signature as Triton's own launcher would specialise it.
+What is compiled is what the ops launch: their launches are recorded at the shapes of a noise suppressor, and Triton's
+own launcher makes a signature of each.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton._C.libtriton import ir
+from triton.backends.compiler import GPUTarget, Language
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 
 from abckd_kernels.ops import triton_layers
 from abckd_kernels.ops.compress import triton as compress_kernels
+from abckd_kernels.ops.correlation import triton as correlation_kernels
 from abckd_kernels.ops.divergence import KINDS as DIVERGENCES
 from abckd_kernels.ops.divergence import triton as divergence_kernels
 from abckd_kernels.ops.dots import triton as dots_kernels
@@ -26,6 +30,7 @@ from abckd_kernels.ops.gram import triton as gram_kernels
 from abckd_kernels.ops.pointwise import KINDS
 from abckd_kernels.ops.pointwise import triton as pointwise_kernels
 from abckd_kernels.ops.project import triton as project_kernels
+from abckd_kernels.ops.pyramid import triton as pyramid_kernels
 from abckd_kernels.ops.spectral import triton as spectral_kernels
 from abckd_kernels.ops.tap import triton as tap_kernels
 
@@ -33,16 +38,16 @@ from . import machine_code
 from .compiled import JOBS, Kernel, dump
 
 TARGETS = [GPUTarget("cuda", arch, 32) for arch in (80, 86, 90, 100, 120)] + [GPUTarget("hip", "gfx942", 64)]
-POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
-            torch.int64: "*i64", torch.int8: "*i8", torch.bool: "*i1"}  # fmt: skip
 OPS = {
     tap_kernels: "tap",
     compress_kernels: "compress",
+    correlation_kernels: "correlation",
     dots_kernels: "dots",
     divergence_kernels: "divergence",
     gram_kernels: "gram",
     pointwise_kernels: "pointwise",
     project_kernels: "project",
+    pyramid_kernels: "pyramid",
     spectral_kernels: "spectral",
 }
 
@@ -98,8 +103,10 @@ def compress(grid: list[int], per_frame: bool) -> None:
     students, teachers = _maps()
     lengths = torch.tensor([200, 77])
     mask = torch.ones(3, 6, dtype=torch.bool)
-    compress_kernels.forward(students, teachers, None, mask, grid, per_frame, 0.1, lengths, 200, True)
-    compress_kernels.backward(torch.empty(2, 3), torch.empty(2, 3, *grid), [200, 64] * 3, lengths, 200)
+    distances, *saved = compress_kernels.forward(
+        students, teachers, None, mask, grid, per_frame, 0.1, lengths, 200, True
+    )
+    compress_kernels.backward(distances, None, *saved, [200, 64] * 3, lengths, 200, [True, False])
 
 
 def compress_with_learned_scores(gradients: bool) -> None:
@@ -123,8 +130,8 @@ LOGITS = {"vocabulary": (64, 50257, 1), "short rows": (4096, 10, 1), "mask": (2,
 def divergence(dtype: torch.dtype, kind: int, shape: tuple[int, int, int]) -> None:
     student, teacher = (torch.empty(shape, dtype=dtype) for _ in "st")
     ignore = torch.zeros(shape[0] * shape[2], dtype=torch.bool) if kind else None
-    values, saved = divergence_kernels.forward(student, teacher, ignore, kind, 0.5, 2.0, True)
-    divergence_kernels.backward(values, student, teacher, saved, kind, 0.5, 2.0)
+    values, saved = divergence_kernels.forward(student, teacher, ignore, kind, 0.5, 2.0, None, True)
+    divergence_kernels.backward(values, student, teacher, saved, kind, 0.5, 2.0, None)
 
 
 def pointwise(kind: str, dtype: torch.dtype, channels_last: bool = False, lengths: torch.Tensor | None = None) -> None:
@@ -158,10 +165,28 @@ def gram(dtype: torch.dtype, axis: str, channels_last: bool = False) -> None:
         gram_kernels.backward(gram_kernels.forward(x, axis, shifted), x, axis, shifted)
 
 
+def pyramid(dtype: torch.dtype, channels_last: bool = False, lengths: torch.Tensor | None = None) -> None:
+    _, student, teacher = features(dtype, channels_last)
+    levels = [4, 2, 1]
+    errors, cells = pyramid_kernels.forward(student, teacher, levels, lengths, 200)
+    pyramid_kernels.backward(errors, student, teacher, cells, levels, lengths, 200)
+
+
 def dots(dtype: torch.dtype) -> None:
     _, x, y = features(dtype)
     dots_kernels.forward(x, y)
-    dots_kernels.backward(torch.empty(2, 64, 3), x, y)
+    dots_kernels.backward(torch.empty(2, 64, 7, dtype=torch.float64), x, y, [True, True])
+
+
+def correlation(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    student, teacher = (torch.empty(shape, dtype=dtype) for _ in "st")
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    by_class, by_row = torch.empty((3, shape[1]), dtype=wide), torch.empty((2, shape[0], 1, shape[2]), dtype=wide)
+    for ignore in (None, torch.zeros(shape[0], 1, shape[2], dtype=torch.bool)):
+        given = student, teacher, ignore, torch.tensor(4.0, dtype=torch.float64)
+        correlation_kernels.forward(*given)
+        grads = torch.ones((), dtype=wide)
+        correlation_kernels.backward(grads, grads, *given, by_class, by_row, grads)
 
 
 LAYOUTS = {"contiguous": False, "channels_last": True}
@@ -209,6 +234,18 @@ CASES: dict[str, Callable[[], None]] = {
     "130 channels, one teacher": lambda: project(torch.float32, channels=(130, 130)),
     "128 channels, one teacher": lambda: project(torch.float32, channels=(128, 256)),
     "two teachers, lengths": lambda: project(torch.float32, attended=True),
+    **{
+        f"{str(dtype).removeprefix('torch.')}, correlation, {name}":
+        lambda dtype=dtype, shape=shape: correlation(dtype, shape)
+        for dtype in (torch.float32, torch.float64, torch.bfloat16)
+        for name, shape in LOGITS.items()
+    },
+    **{
+        f"{str(dtype).removeprefix('torch.')}, pyramid, {layout}":
+        lambda dtype=dtype, last=last: pyramid(dtype, last, torch.tensor([200, 77]))
+        for dtype in (torch.float32, torch.float64, torch.bfloat16)
+        for layout, last in LAYOUTS.items()
+    },
     "float32, of two features": lambda: dots(torch.float32),
     "bfloat16, of two features": lambda: dots(torch.bfloat16),
     "float32, samples": lambda: gram(torch.float32, "samples"),
@@ -218,37 +255,52 @@ CASES: dict[str, Callable[[], None]] = {
 }  # fmt: skip
 
 
-def specialise(value, path):
-    """Type, constants and attributes of one argument, as Triton's launcher has them: 1 is a constant, 16 divides."""
-    divisible = {path: [["tt.divisibility", 16]]}
-    if isinstance(value, tuple):
-        parts = [specialise(item, (*path, index)) for index, item in enumerate(value)]
-        constants, attributes = ({k: v for part in parts for k, v in part[which].items()} for which in (1, 2))
-        return tuple(part[0] for part in parts), constants, attributes
-    if isinstance(value, torch.Tensor):
-        return POINTERS[value.dtype], {}, divisible
-    if isinstance(value, float):
-        return "fp64", {}, {}
-    if value == 1:
-        return "constexpr", {path: 1}, {}
-    return "i32", {}, divisible if value % 16 == 0 else {}
+@cache
+def _binder(kernel, target: GPUTarget) -> Callable:
+    """Triton's own launcher's way from arguments to what it compiles for them."""
+    return create_function_from_signature(kernel.signature, kernel.params, make_backend(target))
 
 
-def build(launch: tuple, target: GPUTarget, **options):
-    """Triton's compiled kernel. `options` are the compiler's, over those that the library gives."""
+def _bound(launch: tuple, target: GPUTarget, **options) -> tuple[dict, list, dict]:
     kernel, args, constants, own_options = launch
-    signature, fixed, attributes = {}, {}, {}
-    for index, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name], fixed[(index,)] = "constexpr", constants[name]
-        else:
-            signature[name], more, known = specialise(args[index], (index,))
-            fixed.update(more)
-            attributes.update(known)
     own_options = triton_layers.OPTIONS | own_options
     if target.backend != "cuda":
         own_options = {name: value for name, value in own_options.items() if name not in triton_layers.OPTIONS}
-    return triton.compile(ASTSource(kernel, signature, fixed, attributes), target=target, options=own_options | options)
+    return _binder(kernel, target)(*args, **constants, **own_options | options)
+
+
+def key(launch: tuple, target: GPUTarget) -> tuple:
+    """What Triton's launcher looks a compiled kernel up by."""
+    _, specialisation, options = _bound(launch, target)
+    return tuple(specialisation), str(options)
+
+
+def source(launch: tuple, target: GPUTarget, **options) -> tuple[ASTSource, object]:
+    """What Triton compiles for a launch, and its options: the compiler's `options` over those the library gives."""
+    bound, specialisation, others = _bound(launch, target, **options)
+    parsed, signature, constants, attributes = launch[0]._pack_args(
+        make_backend(target), others, bound, specialisation, others
+    )
+    return ASTSource(launch[0], signature, constants, attributes), parsed
+
+
+def build(launch: tuple, target: GPUTarget, **options):
+    """Triton's compiled kernel."""
+    kernel_source, parsed = source(launch, target, **options)
+    return triton.compile(kernel_source, target=target, options=vars(parsed))
+
+
+def intermediate(launch: tuple, target: GPUTarget):
+    """The kernel in Triton's intermediate language, optimised, with functions inlined: the module and its context."""
+    kernel_source, parsed = source(launch, target)
+    backend, context = make_backend(target), ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    codegen = backend.get_codegen_implementation(parsed)
+    module = kernel_source.make_ir(target, parsed, codegen, backend.get_module_map(), context)
+    stages = {}
+    backend.add_stages(stages, parsed, Language.TRITON)
+    return stages["ttir"](module, {}), context
 
 
 def inspect(launches: list[tuple], target: GPUTarget, variant: str = "-", **options) -> list[Kernel]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from abckd_kernels.losses.table import Entry
+from abckd_kernels.losses.entries import Entry
 
 from . import markdown
 
 PAGE = Path(__file__).parents[1] / "docs" / "losses.md"
+MEASURED = Path(__file__).with_name("measured_losses.json")  # written by python -m benchmarks.run --page
 FORMS = ("eager", "compile", "ours")
-MEASURED = ("loss", "dtype", *(f"{form} ms" for form in FORMS), "eager / ours", "compile / ours", "ours / limit",
+SPEEDS = ("loss", "dtype", *(f"{form} ms" for form in FORMS), "eager / ours", "compile / ours", "ours / limit",
             "traffic eager", "traffic ours", *(f"memory {form}" for form in FORMS), "one feature")  # fmt: skip
 HEAD = """# Losses
 
@@ -38,20 +40,44 @@ Relative error of the loss, and of its gradient in the norm, to float64 of the s
 where GradScaler begins, or less where that overflows; zeros is the share of gradients that vanish where float64 has some.
 
 """  # noqa: E501 - Markdown
+PUBLISHED = """## To write for published code
+
+Where one option is not all; tau is the temperature, n and m are the student's and the teacher's layers.
+
+| published | write |
+|---|---|
+| SemCKD, IRG | `irg_loss(s, t, weights=[1] * n)` has the edges of every pair and their change from layer to layer. The published vertex term is in each pair whose shapes agree, unasked: add `hint_loss` of those pairs, `weights=[1] * k`; where all agree `vertex_weight=1` is the same. Its change of vertices between layers is not offered |
+| SemCKD, FitNet's regressor | `HintLoss(C_s, C_t, regressor=ConvReg(C_s, C_t, kernel_size=3, padding=1))`, for features of equal size |
+| I2RF-TFCKD | each student layer once with every teacher layer, in lists of n m. `time_similarity_loss(..., eps=0, norm_eps=1e-6, row_weights=attention, weights=[1 / n] * (n * m))`, plus `frame_similarity_loss` with the same options and weights of `T / (B * n)`, the sum over T frames over the batch B. With eps=0 a cosine of -1 has no logarithm; the default has one |
+| Liger-Kernel, KLDIV | its student's input is log-probabilities, its teacher's probabilities: `kl_loss(log_q, p.log(), temperature=1)` is its "batchmean"; with `weights=[1 / K]` for K classes its "mean", with `weights=[B]` its "sum" |
+| torchdistill, KDLoss and LogitStdKDLoss | `alpha * cross_entropy + (1 - alpha) * kl_loss(..., standardize=True)`, without `standardize` for KDLoss; at alpha = 0 the published code drops tau^2: `weights=[1 / tau**2]` |
+| attention transfer with p = 4 | `at_loss(s.float().square(), t.float().square())`: mean_c x^4 is the map of squares with power=2. Features in half precision first become float32, in which squares do not overflow |
+
+"""  # noqa: E501 - Markdown
 LEFT_OUT = """## Left out
 
 | loss | why |
 |---|---|
 | KDSVD | compares singular vectors of consecutive layers, whose signs a singular value decomposition chooses arbitrarily: the loss depends on the library, the device and the rounding. Published codes are two different losses |
 | CRD | contrasts each sample with thousands of others out of memory banks of the size of the data set (n_data x d, twice), which belong to a training loop, not to a loss |
+| TVD (Liger-Kernel) | total variation, half the sum of absolute differences: its gradient does not shrink towards equality, where the published code pushes one way; the divergences here do the same work |
+| cosine of logits (Liger-Kernel) | published, ignored rows count in the numerator and not in the denominator. `1 - F.cosine_similarity(s, t).mean()` needs no kernel |
+| DIST+ (torchdistill) | the published channel term is +rho beside terms of 1 - rho, so that minimising it takes channels apart: it looks like a wrong sign, and which one is meant is not known. `dist_loss` is its first part |
+| SKD (torchdistill), direction term | a Mahalanobis norm by the covariance of one batch, whose inverse rests on what is added to its diagonal. Its instance term is `kl_loss(..., weights=[1 / tau**2])` |
 | SSKD | needs three further augmented views of each image, and a head trained on them: a training recipe, not a loss |
 """  # noqa: E501 - Markdown
+
+
+def measured() -> dict[str, dict]:
+    """By name of a loss: traffic, time, memory and errors beside the published form (suite.py), and the machine."""
+    return json.loads(MEASURED.read_text())["losses"]
 
 
 def page(entries: Iterable[Entry]) -> str:
     """docs/losses.md."""
     entries = list(entries)
-    return "\n".join([HEAD + _formulas(entries), MEANING, _measured(entries), ERRORS + _errors(entries), LEFT_OUT])
+    parts = HEAD + _formulas(entries), PUBLISHED + MEANING, _measured(entries), ERRORS + _errors(entries), LEFT_OUT
+    return "\n".join(parts)
 
 
 def _measured_cells(name: str, row: dict) -> list[str]:
@@ -67,22 +93,23 @@ def _formulas(entries: list[Entry]) -> str:
     rows = []
     for entry in entries:
         forms = ", ".join(f"`{form.__name__}`" for form in (entry.function, entry.module) if form)
-        what = f"{entry.name}: {forms}", f"`{entry.formula}`", entry.paper, entry.op
+        what = f"{entry.name}: {forms}", f"`{entry.formula}`", entry.paper, entry.op or "PyTorch"
         rows.append([*what, entry.learned or "-", entry.reproduces or "-"])
     return markdown.table(["loss", "formula", "source", "op", "learned parts", "reproduces"], rows) + "\n"
 
 
 def _measured(entries: list[Entry]) -> str:
     machines: dict[str, list[Entry]] = {}
+    kept = measured()
     for entry in entries:
-        if entry.measured:
-            place = ", ".join(f"{name} {value}" for name, value in entry.measured["machine"].items())
+        if entry.name in kept:
+            place = ", ".join(f"{name} {value}" for name, value in kept[entry.name]["machine"].items())
             machines.setdefault(place, []).append(entry)
     parts = []
     for place, found in machines.items():
-        rows = [_measured_cells(entry.name, entry.measured) for entry in found]
-        sizes = [f"- {entry.name}: {_sizes(entry.measured)}" for entry in found]
-        speeds = markdown.table(MEASURED, rows)
+        rows = [_measured_cells(entry.name, kept[entry.name]) for entry in found]
+        sizes = [f"- {entry.name}: {_sizes(kept[entry.name])}" for entry in found]
+        speeds = markdown.table(SPEEDS, rows)
         parts.append("\n".join([f"Machine: {place}.", "", speeds, "", "Sizes:", "", *sizes, ""]))
     return "\n".join(parts)
 
@@ -102,10 +129,10 @@ def _shape(shape: list) -> str:
 def _errors(entries: list[Entry]) -> str:
     dtypes = ("float32", "bfloat16", "float16")
     titles = [f"{dtype} {what}" for dtype in dtypes for what in ("loss", "gradient", "zeros")]
-    rows = []
+    rows, kept = [], measured()
     for entry in entries:
-        if entry.measured and "error" in entry.measured:
-            found = entry.measured["error"]
+        if "error" in kept.get(entry.name, {}):
+            found = kept[entry.name]["error"]
             cells = [
                 f"{found[dtype][what]:.0%}"
                 if what == "zeros"

@@ -35,17 +35,25 @@ def keep_memory() -> None:
 def machine(device: str = "cpu") -> dict[str, str]:
     """What a row of results belongs to."""
     with open("/proc/cpuinfo") as info:
-        model = next((line.partition(":")[2].strip() for line in info if line.startswith("model name")), "unknown")
+        lines = [line.partition(":") for line in info]
+    facts = {name.strip(): value.strip() for name, _, value in reversed(lines)}  # of the first processor
     built = extension()
     gpu = {} if device == "cpu" else {"gpu": torch.cuda.get_device_properties(0).name, "triton": version("triton")}
     return gpu | {
-        "cpu": f"{model}, {platform.machine()}",
+        "cpu": f"{facts.get('model name', 'unknown')}, {platform.machine()}",
         "threads": str(torch.get_num_threads()),
         "malloc": _malloc,
         "torch": torch.__version__,
+        "torch kernels": torch_kernels(facts.get("flags", "").split()),
         "abckd_kernels": abckd_kernels.__version__,
         "instruction set": built.build_info()["CPU instruction set"] if built else "no extension",
     }
+
+
+def torch_kernels(flags: list[str]) -> str:
+    """The instruction sets of PyTorch's kernels on a processor with these flags: its own, and AMX in its products."""
+    amx = {"amx_tile", "amx_bf16"} <= set(flags)
+    return torch.backends.cpu.get_cpu_capability().lower() + (" with amx" if amx else "")
 
 
 class Traffic(TorchDispatchMode):

@@ -2,7 +2,7 @@
 
 benchmarks/measured.json holds every row that `python -m benchmarks.run --write` measured. All else is derived from it:
 the blocks between `<!-- measured: NAME -->` and `<!-- end -->` in README.md and docs/performance.md, docs/*.svg,
-abckd_kernels/losses/measured.json and, from that, docs/losses.md.
+benchmarks/measured_losses.json and, from that, docs/losses.md.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import json
 import re
 from pathlib import Path
 
-from abckd_kernels.losses.table import MEASURED as OF_LOSSES
-from abckd_kernels.losses.table import table
+from abckd_kernels.losses import table
 
 from . import goals, growth, losses_page, markdown, plots
 
@@ -50,8 +49,7 @@ def measured() -> dict:
 def write() -> None:
     """Write all that is derived."""
     kept = measured()
-    OF_LOSSES.write_text(json.dumps({"losses": of_losses(kept["rows"])}, indent=1) + "\n")
-    table.cache_clear()
+    losses_page.MEASURED.write_text(json.dumps({"losses": of_losses(kept["rows"])}, indent=1) + "\n")
     losses_page.PAGE.write_text(losses_page.page(table()))
     for page in PAGES:
         page.write_text(filled(page.read_text(), blocks(kept)))
@@ -60,8 +58,8 @@ def write() -> None:
 
 
 def of_losses(rows: dict[str, dict]) -> dict[str, dict]:
-    """What the library keeps of each loss: the float32 row of the usual size; where there is none, what it has."""
-    kept = json.loads(OF_LOSSES.read_text())["losses"]
+    """What the page has of each loss: the float32 row of the usual size; where there is none, what it has."""
+    kept = losses_page.measured()
     for row in _usual(rows):
         if row["dtype"] == "float32" and all(form in row["milliseconds"] for form in FORMS):
             found = {name: row[name] for name in OF_A_LOSS}

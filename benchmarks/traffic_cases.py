@@ -251,9 +251,10 @@ def _compress(
         return compulsory.compress_forward(maps, made["results"], *padding)
 
     def backward() -> int:
-        distances, _, _, on_grid = made["results"]
+        distances, attention, attention_grads, on_grid = made["results"]
         sizes = [size for x in students for size in x.shape[1:]]
-        made["map_grads"] = _kernel("compress_backward")(distances, on_grid, sizes, *padding)
+        operands = distances, None, attention, attention_grads, on_grid, sizes, *padding, [True, False]
+        made["map_grads"], _ = _kernel("compress_backward")(*operands)
         return compulsory.compress_backward(distances, on_grid, made["map_grads"], padding[0])
 
     yield "compress_forward", forward
@@ -280,7 +281,7 @@ def _run_spectral(case: Case, padding: tuple) -> Iterator[tuple[str, Callable[[]
 
 def _run_divergence(case: Case, _: tuple) -> Iterator[tuple[str, Callable[[], int]]]:
     student, teacher = (torch.randn(shape).to(getattr(torch, case.dtype)) for shape in (*case.students, *case.teachers))
-    options, made = (DIVERGENCES.index(case.divergence), 0.5, 2.0), {}
+    options, made = (DIVERGENCES.index(case.divergence), 0.5, 2.0, None), {}
 
     def forward() -> int:
         made["results"] = _kernel("divergence_forward")(student, teacher, None, *options, True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -51,6 +53,19 @@ def assert_gradient(ours: Tensor | None, exact: np.ndarray, plain: Tensor, what:
     assert error.flat[worst] <= allowed.flat[worst], (
         f"{what}: {float64(ours).flat[worst]:.6g}, expected {exact.flat[worst]:.6g} within {allowed.flat[worst]:.2g}"
     )
+
+
+def assert_same(ours: Sequence[Tensor], expected: Sequence[Tensor], backend: str) -> None:
+    """What strides, threads or a dtype that holds the same numbers must not change: equal to the bit where our kernels
+    compute both. The reference is PyTorch, which chooses among its own kernels by all of these and by the processor:
+    there equal to a few units in the last place of the largest value."""
+    for x, y in zip(ours, expected, strict=True):
+        if backend == "reference":
+            largest = y.detach().nan_to_num(posinf=0, neginf=0).abs().max().item() if y.numel() else 0
+            eps = ULPS_OF_SCALE * torch.finfo(y.dtype).eps
+            torch.testing.assert_close(x, y, rtol=eps, atol=eps * largest)
+        else:
+            assert torch.equal(x, y)
 
 
 def ulp(x: np.ndarray, dtype: torch.dtype) -> np.ndarray:

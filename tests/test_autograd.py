@@ -1,8 +1,11 @@
 """Derivatives against finite differences, the dispatcher's own checks, torch.compile, and what backward allocates.
 
-There are two ways to the same kernels: the pybind11 functions, and the dispatcher's ops that torch.compile traces.
+The ops are differentiated by the extension's code and by its twin in Python, which serves where there was no compiler.
 """
 
+import importlib
+import subprocess
+import sys
 from collections import Counter
 
 import cases
@@ -13,17 +16,25 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from abckd_kernels import ABCLoss, Distiller, abc_loss, backends, compress, tap, use_backend
+from abckd_kernels.ops import contract
 
-PATHS = (("pybind",) if backends.extension() is not None else ()) + ("dispatcher",)
+PATHS = (("extension",) if backends.extension() is not None else ()) + ("python",)
 LENGTHS = torch.tensor([6, 2])
 FEATURE = (2, 3, 6, 4)
 
 
 @pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
-    if request.param == "dispatcher":
-        monkeypatch.setattr(backends, "extension", lambda: None)
+    if request.param == "python":
+        in_python(monkeypatch)
     return request.param
+
+
+def in_python(monkeypatch):
+    """The ops differentiated by Python's code, as where there is no extension."""
+    for name, made in contract.CONTRACTS.items():
+        module = importlib.import_module(f"abckd_kernels.ops.{name}")
+        monkeypatch.setattr(module, f"_{name}", contract.composite(made))
 
 
 def leaves(*shapes, dtype=torch.float64):
@@ -82,8 +93,8 @@ def test_abc_loss_module(path):
 def test_both_paths_agree_bit_for_bit(monkeypatch):
     results = []
     for name in PATHS:
-        if name == "dispatcher":
-            monkeypatch.setattr(backends, "extension", lambda: None)
+        if name == "python":
+            in_python(monkeypatch)
         students, teachers = cases.DOWN.features(torch.float32)
         loss = abc_loss(students, teachers)
         results.append([loss, *torch.autograd.grad(loss, students)])
@@ -103,7 +114,7 @@ def overloads(op):
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "padded"])
 @pytest.mark.parametrize("op", overloads("tap_forward"))
 def test_opcheck_tap_forward(op, lengths):
-    features = [*leaves(FEATURE, dtype=torch.float32), cases.channels_last(cases.feature(FEATURE)).requires_grad_()]
+    features = [cases.feature(FEATURE), cases.channels_last(cases.feature(FEATURE))]
     torch.library.opcheck(op, (features, 2, True, lengths, 6))
     torch.library.opcheck(op, (features, 1, False, lengths, 6))
 
@@ -118,14 +129,17 @@ def test_opcheck_tap_backward(op):
 @pytest.mark.parametrize("scored", [False, True])
 @pytest.mark.parametrize("op", overloads("compress_forward"))
 def test_opcheck_compress_forward(op, scored):
-    students, teachers = [torch.rand(2, 6, 4).requires_grad_()], [torch.rand(2, 3, 4), torch.rand(2, 5, 6)]
-    scores = torch.randn(2, 1, 2, requires_grad=True) if scored else None
+    students, teachers = [torch.rand(2, 6, 4)], [torch.rand(2, 3, 4), torch.rand(2, 5, 6)]
+    scores = torch.randn(2, 1, 2) if scored else None
     torch.library.opcheck(op, (students, teachers, scores, None, [3, 4], False, 0.1, LENGTHS, 6, True))
 
 
+@pytest.mark.parametrize("needed", [[True, True], [True, False], [False, True]], ids=str)
 @pytest.mark.parametrize("op", overloads("compress_backward"))
-def test_opcheck_compress_backward(op):
-    torch.library.opcheck(op, (torch.randn(2, 2), torch.randn(2, 2, 3, 4), [6, 4, 3, 5], LENGTHS, 6))
+def test_opcheck_compress_backward(op, needed):
+    attention = torch.rand(2, 2, 3)
+    operands = torch.randn(2, 2), attention, attention, attention.cos(), torch.randn(2, 2, 3, 4), [6, 4, 3, 5]
+    torch.library.opcheck(op, (*operands, LENGTHS, 6, needed))
 
 
 # ---------------------------------------------------------------------------------------------- torch.compile
@@ -299,13 +313,44 @@ def test_backward_follows_the_choice_that_holds_when_it_runs():
         tapped.map.sum().backward()
 
 
-@pytest.mark.parametrize("path", ["pybind", "dispatcher"])
-def test_second_derivative_is_refused(path, monkeypatch):
-    """Even where the incoming gradient is a constant: a gradient penalty must not lose its part in silence."""
-    if path == "dispatcher":
-        monkeypatch.setattr(backends, "extension", lambda: None)
-    x = cases.feature((2, 3, 4, 5), torch.float64).requires_grad_()
-    loss = abc_loss([x], [cases.feature((2, 4, 4, 5), torch.float64, 1)])
-    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivatives"):
-        gradient.square().sum().backward()
+def test_compiled_code_follows_the_forced_backend(monkeypatch):
+    reference, calls = importlib.import_module("abckd_kernels.ops.tap.reference"), []
+    forward = reference.forward
+    monkeypatch.setattr(reference, "forward", lambda *args: calls.append(1) or forward(*args))
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: abc_loss([x], [x.cos()]), fullgraph=True, backend="aot_eager")
+    x = torch.rand(2, 3, 4)
+    with use_backend("reference"):
+        compiled(x)
+        assert calls
+    calls.clear()
+    compiled(x)
+    assert bool(calls) == (backends.choose("tap_forward", "cpu") == "reference")
+
+
+NO_COMPILER = """
+import sys
+sys.modules["abckd_kernels._C"] = None
+import torch, abckd_kernels
+from abckd_kernels import ABCLoss, backends, tap
+from abckd_kernels.losses import HintLoss
+assert backends.extension() is None
+torch.manual_seed(0)
+x, t = torch.randn(2, 3, 6, 4), torch.randn(2, 5, 6, 4)
+abc, hint = ABCLoss([3], [5], dim=4), HintLoss(3, 5)
+def step(x):
+    tapped = tap(x)
+    return abc([tapped.feature], [t]) + hint(tapped.feature, t) + tapped.map.square().mean()
+results = []
+for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+    leaf = x.clone().requires_grad_()
+    loss = function(leaf)
+    results.append([loss, *torch.autograd.grad(loss, [leaf, *abc.parameters(), *hint.parameters()])])
+for one, other in zip(*results, strict=True):
+    torch.testing.assert_close(one, other)
+"""
+
+
+def test_without_the_extension_ops_compile_and_differentiate():
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", NO_COMPILER], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -10,11 +10,8 @@ import torch
 
 from abckd_kernels import abc_loss, backends, info, tap, use_backend
 
-OPS = tuple(
-    f"{op}_{direction}"
-    for op in ("tap", "compress", "divergence", "dots", "gram", "pointwise", "project", "spectral")
-    for direction in ("forward", "backward")
-)
+NAMES = "tap compress correlation divergence dots gram pointwise project pyramid spectral".split()
+OPS = tuple(f"{op}_{direction}" for op in NAMES for direction in ("forward", "backward"))
 native = pytest.mark.skipif(backends.extension() is None, reason="the C++ extension is not built")
 
 COMPACT_CHECK = """
@@ -63,9 +60,26 @@ def test_all_overloads_have_one_schema(op):
     assert {"default", "triton", "reference"} <= set(packet.overloads()) and len(schemas) == 1
 
 
+OTHER_VERSION = """
+import torch
+define = torch.library.Library.define
+def with_one_argument_less(self, schema, *args, **kwargs):
+    return define(self, schema.replace("_forward(Tensor x, Tensor y)", "_forward(Tensor x)"), *args, **kwargs)
+torch.library.Library.define = with_one_argument_less
+import abckd_kernels
+"""
+
+
+@native
+def test_an_extension_of_another_version_is_named():
+    result = python("-c", OTHER_VERSION)
+    assert "ImportError: abckd_kernels._C was built from another version" in result.stderr
+
+
 @native
 def test_auto_takes_the_compiled_kernels_for_cpu_tensors():
-    assert {backends.choose(op, "cpu") for op in OPS} == {"cpu"}
+    compiled = [op for op in OPS if "cpu" in backends._OPS[op]]  # the others are plain PyTorch there
+    assert {backends.choose(op, "cpu") for op in compiled} == {"cpu"} and len(compiled) >= 16
 
 
 def test_call_and_context_manager():
@@ -125,6 +139,16 @@ def test_without_the_extension_the_reference_serves(monkeypatch):
     assert "simulated" in info.report()
     with use_backend("cpu"), pytest.raises(RuntimeError, match="simulated"):
         abc_loss(students, teachers)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "xpu"])
+def test_the_slow_reference_serves_no_device_in_silence(device, monkeypatch):
+    monkeypatch.setattr(backends, "_C", None)
+    monkeypatch.setattr(backends, "EXTENSION_ERROR", "the C++ extension is not there (simulated)")
+    monkeypatch.setattr(backends, "_TRITON_FOUND", False)
+    backends._warn_once.cache_clear()
+    with pytest.warns(UserWarning, match=rf"slow reference on {device}: .*(simulated|not installed)"):
+        assert backends.choose("gram_forward", device) == "reference"
 
 
 def test_environment_variable():

@@ -19,6 +19,7 @@ from benchmarks import (
     gpu_parts,
     growth,
     markdown,
+    measuring,
     networks,
     pages,
     plots,
@@ -201,7 +202,8 @@ def test_a_form_that_cannot_be_captured_leaves_its_error(gpu, monkeypatch):
 # ---------------------------------------------------------------------------------------------- baseline
 
 KEY = f"abc, {TINY}"
-MACHINE = {"cpu": "one", "threads": "2", "instruction set": "avx512", "torch": "2"}
+MACHINE = {"cpu": "one", "threads": "2", "instruction set": "avx512", "torch": "2", "torch kernels": "avx512"}
+AMX = MACHINE | {"cpu": "two", "torch kernels": "avx512 with amx"}
 
 
 def row_of(noise=0.02, machine=MACHINE, **ratios):
@@ -258,20 +260,54 @@ def test_nothing_to_compare_is_an_error(kept):
         baseline.compare({"hint": row_of(eager=0.2)}, False, None, kept)
 
 
-def test_another_machine_starts_a_new_baseline(kept):
+def known(file, kind="avx512"):
+    return set(json.loads(file.read_text())[kind]["ratios"])
+
+
+def test_another_machine_of_a_kind_starts_a_new_baseline(kept):
     baseline.write({"hint": row_of(eager=0.5)}, kept)
-    assert set(json.loads(kept.read_text())["ratios"]) == {KEY, "hint"}
+    assert known(kept) == {KEY, "hint"}
     baseline.write({"hint": row_of(eager=0.5, machine=MACHINE | {"cpu": "another"})}, kept)
-    assert set(json.loads(kept.read_text())["ratios"]) == {"hint"}
+    assert known(kept) == {"hint"}
 
 
-def test_the_committed_baseline_serves_the_quick_form():
-    known = json.loads(baseline.FILE.read_text())["ratios"]
-    assert {f"{name}, {Setup()}" for name in run.QUICK_OPS} <= set(known)
+def test_each_kind_of_processor_has_its_baseline(kept):
+    here = row_of(eager=0.7, machine=AMX)
+    baseline.write({KEY: here}, kept)
+    assert known(kept) == known(kept, "avx512 with amx") == {KEY}
+    assert not compared(here, kept) and not compared(row_of(eager=0.2), kept)
+    assert compared(row_of(eager=0.7), kept) and compared(row_of(eager=0.9, machine=AMX), kept)
+    gpu = AMX | {"gpu": "H100"}
+    baseline.write({KEY: row_of(eager=0.4, machine=gpu)}, kept)
+    assert list(json.loads(kept.read_text())) == ["avx512", "avx512 with amx", "H100"]
+    assert compared(row_of(eager=0.6, machine=gpu), kept)
+
+
+def test_a_kind_without_a_baseline_is_as_another_machine(kept):
+    with pytest.raises(SystemExit, match="nothing compared"):
+        compared(row_of(eager=0.2, machine=AMX), kept)
+    said = []
+    assert not baseline.compare({KEY: row_of(eager=0.55, machine=AMX)}, True, None, kept, said.append)
+    assert "no baseline of avx512 with amx: compared with that of avx512" in said[0]
+    assert compared(row_of(eager=0.9, machine=AMX), kept, quick=True)
+
+
+def test_the_kind_is_what_pytorch_computes_with():
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    assert measuring.torch_kernels(["avx512f"]) == capability
+    assert measuring.torch_kernels(["avx512f", "amx_tile", "amx_bf16"]) == f"{capability} with amx"
+    assert baseline.kind(measuring.machine()).startswith(capability)
+
+
+@pytest.mark.parametrize("kind", json.loads(baseline.FILE.read_text()))
+def test_the_committed_baseline_serves_the_quick_form(kind):
+    kept = json.loads(baseline.FILE.read_text())[kind]
+    assert baseline.kind(kept["machine"]) == kind
+    assert {f"{name}, {Setup()}" for name in run.QUICK_OPS} <= set(kept["ratios"])
     # dispatch has no eager form in half precision; hint takes three times eager where Python is all that it costs.
     unusual = {f"dispatch, {Setup(torch.bfloat16)}"}
     unusual |= {f"hint, {Setup(dtype, size='small')}" for dtype in (torch.float32, torch.bfloat16)}
-    assert all(0 < x["eager"]["ratio"] < 2 for key, x in known.items() if key not in unusual)
+    assert all(0 < x["eager"]["ratio"] < 2 for key, x in kept["ratios"].items() if key not in unusual)
 
 
 # ---------------------------------------------------------------------------------------------- growth

@@ -22,7 +22,9 @@ def compressed(maps=(MAP,), scores=None, mask=None, grid=(4, 5), lengths=None):
 
 
 def spread(distance_grads=MEAN[:, :1], map_grads=GRID, sizes=(4, 5)):
-    return compress_backward(distance_grads, map_grads, list(sizes), None, 4)
+    attention = torch.ones(2, 1, 1)
+    needed = [True, False]
+    return compress_backward(distance_grads, None, attention, attention, map_grads, list(sizes), None, 4, needed)
 
 
 WRONG = {

@@ -239,8 +239,8 @@ def test_ignored_rows_do_not_touch_others(backend, options):
         for garbage in (float("nan"), INF):
             dirty = [x.masked_fill(ignore.unsqueeze(dim), garbage) for x in (student, teacher)]
             values, grad = _values_and_gradient(*dirty, options | {"ignore": ignore}, dim)
-            assert torch.equal(values, expected[0].masked_fill(ignore, 0))
-            assert torch.equal(grad, expected[1].masked_fill(ignore.unsqueeze(dim), 0))
+            rows = [expected[0].masked_fill(ignore, 0), expected[1].masked_fill(ignore.unsqueeze(dim), 0)]
+            accuracy.assert_same([values, grad], rows, backend)
 
 
 @each_kind
@@ -283,10 +283,10 @@ def test_opcheck(backend_name):
         )
         for kind in range(3):
             ignore = torch.arange(rows) % 2 == 1 if kind else None
-            torch.library.opcheck(forward, (student.clone().requires_grad_(), teacher, ignore, kind, 0.3, 2.0, True))
-            torch.library.opcheck(forward, (student, teacher.clone(), ignore, kind, 0.3, 2.0, False))
-            _, saved = forward(student, teacher, ignore, kind, 0.3, 2.0, True)
-            torch.library.opcheck(backward, (torch.ones(rows), student, teacher, saved, kind, 0.3, 2.0))
+            torch.library.opcheck(forward, (student, teacher, ignore, kind, 0.3, 2.0, None, True))
+            torch.library.opcheck(forward, (student, teacher.clone(), ignore, kind, 0.3, 2.0, None, False))
+            _, saved = forward(student, teacher, ignore, kind, 0.3, 2.0, None, True)
+            torch.library.opcheck(backward, (torch.ones(rows), student, teacher, saved, kind, 0.3, 2.0, None))
 
 
 def test_second_backward_is_like_the_first(backend):

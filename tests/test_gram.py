@@ -64,7 +64,8 @@ def check(x, axis, shifted, rng):
     x = x.detach().requires_grad_()
     ours, theirs = gram(x, axis, shifted=shifted), plain(x, axis, shifted)
     assert ours.dtype == torch.float64
-    values = accuracy.float64(x)
+    # In float64 NumPy's product is PyTorch's, with the same errors: only a wider one measures both.
+    values = accuracy.float64(x).astype(np.longdouble if x.dtype == torch.float64 else np.float64)
     # Matrices are float64 but of products in float32: their accuracy is that.
     narrow = ours.to(torch.promote_types(x.dtype, torch.float32))
     accuracy.assert_accurate(narrow, exact(values, axis, shifted), theirs, "matrix")
@@ -123,6 +124,12 @@ def test_sums_do_not_lose_digits(backend, dtype):
     np.testing.assert_allclose(gram(x).numpy(), expected, rtol=2e-7)
 
 
+def test_where_numpy_and_pytorch_make_the_same_error(backend):
+    """So that the error of plain PyTorch seems to be none, and ours, an eighth of it, too large."""
+    x = cases.feature((4, 17, 2, 10), torch.float64, 10)
+    check(x, "samples_per_frame", False, torch.Generator().manual_seed(10))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     shape=st.tuples(*[st.integers(1, n) for n in (9, 20, 40, 40)]),
@@ -172,19 +179,14 @@ def test_gradcheck(backend, axis, shifted):
 def test_opcheck(layout, axis, shifted):
     for overload in ("default", "reference"):
         for shape in ((2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 1)):
-            x = layout(cases.feature(shape)).detach().requires_grad_()
+            x = layout(cases.feature(shape)).detach()
             grad = torch.randn(size(x, axis), dtype=torch.float64)
             torch.library.opcheck(getattr(torch.ops.abckd.gram_forward, overload), (x, axis, shifted))
-            torch.library.opcheck(
-                getattr(torch.ops.abckd.gram_backward, overload), (grad, x.detach(), axis, shifted),
-                test_utils=("test_schema", "test_faketensor"),
-            )  # fmt: skip
+            torch.library.opcheck(getattr(torch.ops.abckd.gram_backward, overload), (grad, x, axis, shifted))
 
 
 @SHIFTED
 def test_results_do_not_depend_on_threads_or_repetition(backend, shifted):
-    if backend == "reference":
-        pytest.skip("torch's own products depend on the number of threads")
     x = cases.feature((5, 3, 60, 40)).requires_grad_()
     results, threads = [], torch.get_num_threads()
     for count in (1, 2, 1):
@@ -192,7 +194,8 @@ def test_results_do_not_depend_on_threads_or_repetition(backend, shifted):
         g = gram(x, shifted=shifted)
         results.append((g, *torch.autograd.grad(g.square().sum(), x)))
     torch.set_num_threads(threads)
-    assert all(map(torch.equal, results[0], results[1])) and all(map(torch.equal, results[0], results[2]))
+    for other in results[1:]:
+        accuracy.assert_same(other, results[0], backend)
 
 
 @axes
@@ -200,9 +203,8 @@ def test_upstream_gradients_of_stride_zero(backend, axis):
     x = cases.feature((2, 3, 4, 5)).requires_grad_()
     g = gram(x, axis)
     ones = torch.ones((), dtype=torch.float64).expand(g.shape)
-    (first,) = torch.autograd.grad(g, x, ones, retain_graph=True)
-    (second,) = torch.autograd.grad(g, x, ones.contiguous())
-    assert torch.equal(first, second)
+    whole = torch.autograd.grad(g, x, ones.contiguous(), retain_graph=True)
+    accuracy.assert_same(torch.autograd.grad(g, x, ones), whole, backend)
 
 
 def test_what_is_not_finite_stays_in_its_row(backend):

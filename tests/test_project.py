@@ -195,7 +195,9 @@ def test_only_what_needs_a_gradient_gets_one(backend, frozen):
     getattr(problem, frozen).requires_grad_(False)
     problem().sum().backward()
     assert getattr(problem, frozen).grad is None
-    assert all(torch.equal(x.grad, expected[name]) for name, x in problem.leaves.items())
+    # Not to the bit: torch may take another product where fewer gradients are needed.
+    for name, leaf in problem.leaves.items():
+        torch.testing.assert_close(leaf.grad, expected[name])
 
 
 def test_teachers_get_no_gradient(backend):
@@ -225,7 +227,7 @@ def test_upstream_gradient_of_stride_zero(backend):
     errors, leaves = problem(), problem.leaves.values()
     whole = torch.autograd.grad(errors, leaves, torch.full((3,), 0.5), retain_graph=True)
     expanded = torch.autograd.grad(errors, leaves, torch.tensor(0.5).expand(3))
-    assert all(map(torch.equal, whole, expanded))
+    accuracy.assert_same(whole, expanded, backend)
 
 
 def test_second_backward_is_like_the_first_and_inputs_stay(backend):
@@ -258,7 +260,7 @@ def test_what_is_not_finite_shows(backend, bad):
 
 
 @pytest.mark.skipif(backends.TRITON_INTERPRET, reason="one thread")
-def test_results_do_not_depend_on_the_number_of_threads():
+def test_results_do_not_depend_on_the_number_of_threads(backend):
     problem, results, threads = Problem((3, 20, 40, 30), 24), [], torch.get_num_threads()
     try:
         for count in (1, 2, 3):
@@ -267,7 +269,8 @@ def test_results_do_not_depend_on_the_number_of_threads():
             results.append((errors, *torch.autograd.grad(errors.sum(), problem.leaves.values())))
     finally:
         torch.set_num_threads(threads)
-    assert all(map(torch.equal, results[0], results[1])) and all(map(torch.equal, results[0], results[2]))
+    for other in results[1:]:
+        accuracy.assert_same(other, results[0], backend)
 
 
 def test_gradcheck(backend):
@@ -321,10 +324,11 @@ def overloads(op):
 
 
 def arguments(problem):
-    return (
+    given = (
         problem.student, problem.weight, problem.teachers, problem.bias, problem.attention,
         problem.padding["lengths"], 6,
     )  # fmt: skip
+    return tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in given)
 
 
 @pytest.mark.parametrize("op", overloads("project_forward"))
@@ -337,11 +341,10 @@ def test_opcheck_forward(op, layout):
 
 
 @pytest.mark.parametrize("op", overloads("project_backward"))
-@pytest.mark.parametrize("wanted", [[True] * 4, [True, False, True, False], [False, True, False, False]], ids=str)
-def test_opcheck_backward(op, wanted):
+@pytest.mark.parametrize("needed", [[True] * 4, [True, False, True, False], [False, True, False, False]], ids=str)
+def test_opcheck_backward(op, needed):
     problem = Problem((2, 3, 6, 4), 5, torch.bfloat16, teachers=2, attention=True, lengths=(6, 2))
-    given = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments(problem)]
-    torch.library.opcheck(op, (problem.error_grads, *given, wanted))
+    torch.library.opcheck(op, (problem.error_grads, *arguments(problem), needed))
 
 
 def test_compiles_without_a_break():

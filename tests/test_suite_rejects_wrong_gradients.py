@@ -54,3 +54,20 @@ def test_rejects_gradients_that_are_rounded_to_half_precision_twice():
     thirds = (torch.from_numpy(exact / 3).bfloat16() * 3).bfloat16()
     with pytest.raises(AssertionError):
         accuracy.assert_gradient(thirds, exact, thirds, "gradient")
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name_of)
+def test_what_must_be_the_same_differs_by_no_bit_but_where_pytorch_computes(dtype):
+    """One unit in the last place fails our kernels; torch's own may differ by it, and by no more than a few."""
+    x = cases.feature((2, 9), dtype)
+    eps = torch.finfo(dtype).eps
+    near, far = x * (1 + eps), x + 20 * eps * x.abs().max()
+    for backend in ("cpu", "reference"):
+        accuracy.assert_same([x], [x.clone()], backend)
+        with pytest.raises(AssertionError):
+            accuracy.assert_same([far], [x], backend)
+    accuracy.assert_same([near], [x], "reference")
+    with pytest.raises(AssertionError):
+        accuracy.assert_same([near], [x], "cpu")
+    with pytest.raises(ValueError):
+        accuracy.assert_same([x], [x, x], "cpu")

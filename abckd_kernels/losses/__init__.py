@@ -4,11 +4,12 @@ from . import hints, relations, response
 from .abc import ABCLoss, abc_loss
 from .afd import AFDLoss, afd_loss
 from .attention import ATLoss, at_loss
+from .building import build
+from .entries import table
 from .hints import *  # noqa: F403
 from .relations import *  # noqa: F403
 from .response import *  # noqa: F403
 from .semckd import SemCKDLoss, semckd_loss
-from .table import table
 
 __all__ = [
     "ABCLoss",
@@ -18,6 +19,7 @@ __all__ = [
     "abc_loss",
     "afd_loss",
     "at_loss",
+    "build",
     "semckd_loss",
     "table",
     *hints.__all__,

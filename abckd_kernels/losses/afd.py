@@ -15,17 +15,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .checks import (
+from ..ops.shapes import describe
+from .common.arithmetic import wide
+from .common.checks import (
     check_channels,
     check_choice,
     check_count,
     check_layer_channels,
     check_layer_count,
-    check_weights,
 )
-from .features import batch_mean, layers, weighted
-from .layers import NormalisedLinear
-from .taps import Taps, cells, distances, padding_of, tapped
+from .common.features import batch_mean, checked, weighted, without_autocast
+from .common.modules import hold_weights
+from .common.normalisation import NormalisedLinear
+from .common.taps import Taps, cells, distances, padding_of, tapped
 
 __all__ = ["AFDLoss", "afd_loss"]
 
@@ -63,7 +65,7 @@ def afd_loss(
     Raises TypeError or ValueError that names the argument.
     """
     check_choice("distance", distance, DISTANCES)
-    students, teachers, padding = layers(student_features, teacher_features, lengths, padded_length)
+    students, teachers, padding = checked(student_features, teacher_features, lengths, padded_length)
     student, teacher = tapped(students, teachers, padding, means=False)
     return _attended(student.maps, teacher.maps, attention, distance, padding, weights)
 
@@ -79,13 +81,14 @@ def _attended(students, teachers, attention, distance, padding, weights) -> Tens
         attention = students[0].new_full((batch, n, m), 1 / n)
     elif not isinstance(attention, Tensor) or attention.shape != (batch, n, m):
         got = tuple(attention.shape) if isinstance(attention, Tensor) else attention
-        raise ValueError(f"attention: expected a tensor {(batch, n, m)}, got {got!r}")
+        raise ValueError(f"attention: expected a tensor {(batch, n, m)}, got {describe(got)}")
     losses = []
     for j, teacher in enumerate(teachers):
         grid = teacher.shape[1:]
         per_layer = distances(students, teacher, grid, padding)
         if distance == "mean":
-            per_layer = per_layer / torch.as_tensor(cells(grid, padding)).to(per_layer).view(-1, 1)
+            count = cells(grid, padding)
+            per_layer = per_layer / (count[:, None] if isinstance(count, Tensor) else count)
         losses.append(batch_mean((attention[:, :, j].to(per_layer) * per_layer).sum(1)))
     return weighted(losses, weights, (students, teachers))
 
@@ -126,7 +129,7 @@ class AFDLoss(nn.Module):
         check_choice("distance", distance, DISTANCES)
         n, m = len(self.student_channels), len(self.teacher_channels)
         self.distance, self.tap_options = distance, {"power": 2, "means": True}
-        self.register_buffer("weights", check_weights(weights, m), persistent=False)
+        hold_weights(self, weights, m)
         self.keys = nn.ModuleList(NormalisedLinear(channels, dim) for channels in self.student_channels)
         self.key_mixer = NormalisedLinear(dim, dim * m, bias=False)  # alike for all i, softmax_i would not see it
         self.queries = nn.ModuleList(NormalisedLinear(channels, dim) for channels in self.teacher_channels)
@@ -143,7 +146,7 @@ class AFDLoss(nn.Module):
         return_attention: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The loss of features in the order of the channels given at construction; (loss, attention) if asked for."""
-        students, teachers, padding = layers(student_features, teacher_features, lengths, padded_length)
+        students, teachers, padding = checked(student_features, teacher_features, lengths, padded_length)
         taps = tapped(students, teachers, padding, **self.tap_options)
         loss, attention = self.from_taps(*taps, **padding._asdict())
         return (loss, attention) if return_attention else loss
@@ -165,10 +168,9 @@ class AFDLoss(nn.Module):
     def _attention(self, student_means: list[Tensor], teacher_means: list[Tensor]) -> Tensor:
         (n, dim), m = self.student_embedding.shape, len(self.teacher_embedding)
         # Autocast would round the scores to half precision; they are too few to gain from it.
-        with torch.autocast(self.student_embedding.device.type, enabled=False):
-            dtype = self.student_embedding.dtype
-            keys = [f(mean.to(dtype)).relu() for f, mean in zip(self.keys, student_means, strict=True)]
+        with without_autocast(self.student_embedding):
+            keys = [f(mean).relu() for f, mean in zip(self.keys, student_means, strict=True)]
             keys = self.key_mixer(torch.stack(keys, 1).view(-1, dim)).view(-1, n, m, dim)
-            queries = torch.stack([f(mean.to(dtype)) for f, mean in zip(self.queries, teacher_means, strict=True)], 1)
-            positions = self.student_embedding @ self.teacher_embedding.T
+            queries = torch.stack([f(mean) for f, mean in zip(self.queries, teacher_means, strict=True)], 1)
+            positions = wide(self.student_embedding) @ wide(self.teacher_embedding).T
             return (((keys * queries[:, None]).sum(-1) + positions) / dim**0.5).softmax(1)

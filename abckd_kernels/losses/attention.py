@@ -11,22 +11,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..ops import tap_all
-from ..ops.shapes import accumulation_dtype
+from ..ops.shapes import describe
 from ..ops.tap import check_power
-from .arithmetic import root
-from .checks import check_choice
-from .features import Configured, Padding, batch_mean, check_equal, check_pairs, layers, weighted
-from .taps import Taps, cells, distances, padding_of, tapped
+from .common.arithmetic import root, wide
+from .common.checks import check_choice
+from .common.features import Padding, batch_mean, check_equal, check_pairs, checked, weighted
+from .common.modules import Configured
+from .common.options import check_options
+from .common.taps import Taps, cells, distances, padding_of, tapped
 
 __all__ = ["ATLoss", "at_loss"]
 
 VIEWS = ("position", "time", "frequency", "channel")
-DISTANCES = ("sum", "mean", "norm")
 Features = Tensor | Sequence[Tensor]
 
 
@@ -35,7 +36,7 @@ def at_loss(
     teacher_features: Features,
     *,
     power: int = 2,
-    distance: str = "sum",
+    distance: Literal["sum", "mean", "norm"] = "sum",
     views: Sequence[str] = ("position",),
     lengths: Tensor | None = None,
     padded_length: int | None = None,
@@ -65,30 +66,31 @@ def at_loss(
     Published: RepDistiller, mdistiller and torchdistill's "code" are distance="mean", weights=[1] * n for equal sizes;
     for others they pool the features themselves, to a square. torchdistill's "paper" is distance="norm".
 
-    Traffic: S and T read once forward; backward reads S and writes its gradient once. The view "channel" alone reads S
-    once more each way.
+    Traffic: S and T read once forward; backward reads S and writes its gradient once. With the view "channel" S
+    is read once more each way, its gradient is the sum of two.
 
     Raises TypeError or ValueError that names the argument.
     """
-    views = _check_options(power, distance, views)
-    students, teachers, padding = layers(student_features, teacher_features, lengths, padded_length)
+    check_options(at_loss, distance=distance)
+    views = _checked_views(views)
+    students, teachers, padding = checked(student_features, teacher_features, lengths, padded_length)
     check_pairs(len(students), len(teachers))
     energies = []
     if "channel" in views:
         for index, (s, t) in enumerate(zip(students, teachers, strict=True)):
             check_equal(index, "channels", s.shape[1], t.shape[1])
-        alone = views == ("channel",)
-        both = [
-            [_MapAndEnergies.apply(padding.zeroed(x), power, not alone) for x in group]
-            for group in (students, teachers)
-        ]
-        maps, energies = ([[x[part] for x in group] for group in both] for part in range(2))
+        # Widened once, in front of both: in half precision their gradient is a sum, to be rounded once.
+        students, teachers = ([wide(padding.zeroed(x)) for x in group] for group in (students, teachers))
+        energies = [[_channel_energies(x, power) for x in group] for group in (students, teachers)]
+        maps = energies
+        if views != ("channel",):
+            maps = [taps.maps for taps in tapped(students, teachers, padding, power=power, means=False)]
     else:
         maps = [taps.maps for taps in tapped(students, teachers, padding, power=power, means=False)]
     return _compared(maps, energies, distance, views, padding, weights)
 
 
-class ATLoss(Configured):
+class ATLoss(Configured, function=at_loss):
     """at_loss with its options chosen once.
 
     Without the view "channel" a `Distiller` needs the attention maps only, and `tap_options` tells it so.
@@ -96,13 +98,11 @@ class ATLoss(Configured):
     Raises TypeError or ValueError that names the option.
     """
 
-    function = staticmethod(at_loss)
-
     def __init__(self, **options):
         super().__init__(**options)
-        power = options.get("power", 2)
-        views = _check_options(power, options.get("distance", "sum"), options.get("views", ("position",)))
-        self.tap_options = None if "channel" in views else {"power": check_power(power), "means": False}
+        views = _checked_views(options.get("views", ("position",)))
+        power = check_power(options.get("power", 2))
+        self.tap_options = None if "channel" in views else {"power": power, "means": False}
 
     def from_taps(
         self, student: Taps, teacher: Taps, *, lengths: Tensor | None = None, padded_length: int | None = None
@@ -111,14 +111,13 @@ class ATLoss(Configured):
         check_pairs(len(student[0]), len(teacher[0]))
         maps, padding = [student[0], teacher[0]], padding_of([student, teacher], lengths, padded_length)
         distance, views = self.options.get("distance", "sum"), tuple(self.options.get("views", ("position",)))
-        return _compared(maps, [], distance, views, padding, self.options.get("weights")), None
+        return _compared(maps, [], distance, views, padding, self.weights), None
 
 
-def _check_options(power: int, distance: str, views: Sequence[str]) -> tuple[str, ...]:
-    check_power(power)
-    check_choice("distance", distance, DISTANCES)
-    if isinstance(views, str) or not views or len(set(views)) != len(views):
-        raise ValueError(f"views: expected a list of different ones of {', '.join(map(repr, VIEWS))}, got {views!r}")
+def _checked_views(views: Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(views, list | tuple) or not views or len(set(views)) != len(views):
+        known = ", ".join(map(repr, VIEWS))
+        raise ValueError(f"views: expected a list of different ones of {known}, got {describe(views)}")
     for view in views:
         check_choice("views", view, VIEWS)
     return tuple(views)
@@ -148,6 +147,11 @@ def _compared(maps, energies, distance, views, padding, weights) -> Tensor:
     return weighted(losses, weights, compared)
 
 
+def _channel_energies(x: Tensor, power: int) -> Tensor:
+    """Means over all positions of |x|^power, (B, C), of a feature without padding."""
+    return torch.linalg.vector_norm(x.flatten(2), power, 2) ** power / math.prod(x.shape[2:])
+
+
 def _view(x: Tensor, view: str, index: int) -> Tensor:
     if view == "time" and x.dim() == 3:
         return x.mean(2)
@@ -156,36 +160,3 @@ def _view(x: Tensor, view: str, index: int) -> Tensor:
             raise ValueError(f"views: 'frequency' needs features (B, C, T, F), pair {index} has one without bands")
         return x.mean(1)  # over padded frames, too: they are zero, and what scales a view changes nothing
     return x
-
-
-class _MapAndEnergies(torch.autograd.Function):
-    """The attention map, or None, and the means over all positions of |x|^power (B, C) of a feature without padding.
-
-    One gradient for both, so that it is rounded to the feature's dtype once: r |x|^(r-1) sign(x) (g_map / C + g / P).
-    Forward reads the feature twice and makes nothing of its size; backward the gradient alone.
-    """
-
-    @staticmethod
-    def forward(x, power, with_map):
-        norms = torch.linalg.vector_norm(x.flatten(2), power, 2, dtype=accumulation_dtype(x.dtype))
-        (energy_map,) = tap_all([x], power=power, means=False)[1] if with_map else (None,)
-        return energy_map, norms**power / math.prod(x.shape[2:])
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, ctx.power, _ = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x)
-
-    @staticmethod
-    def backward(ctx, map_grad, grad):
-        (x,) = ctx.saved_tensors
-        values, slope = x if ctx.power == 2 else x.sign(), None
-        if grad is not None:
-            slope = (grad * (ctx.power / math.prod(x.shape[2:]))).view(*grad.shape, *[1] * (x.dim() - 2))
-        if map_grad is not None:
-            of_map = (map_grad * (ctx.power / x.shape[1])).unsqueeze(1)
-            if slope is not None:
-                return (slope + of_map).mul_(values).to(x.dtype), None, None
-            slope = of_map
-        return None if slope is None else (slope * values).to(x.dtype), None, None

@@ -18,19 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import pointwise, project, tap_all
-from .arithmetic import unit, wide
-from .checks import (
+from ..ops.shapes import describe
+from .common.arithmetic import unit, wide
+from .common.checks import (
     check_channels,
     check_choice,
     check_count,
     check_layer_channels,
     check_layer_count,
-    check_weights,
 )
-from .features import Padding, batch_mean, layers, resized, smaller, weighted
-from .layers import ValidBatchNorm, convolution
-from .relations.gram import between_samples
-from .taps import cells
+from .common.features import Padding, batch_mean, checked, resized, smaller, weighted, without_autocast
+from .common.modules import hold_weights
+from .common.normalisation import Linear, ValidBatchNorm, convolution
+from .common.taps import cells
+from .relations._gram import between_samples
 
 __all__ = ["SemCKDLoss", "semckd_loss"]
 
@@ -64,7 +65,7 @@ def semckd_loss(
     """
     groups = [student_features] if isinstance(student_features, Tensor) else student_features
     flattened = [y for x in groups for y in (x if isinstance(x, (list, tuple)) else [x])]
-    students, teachers, padding = layers(flattened, teacher_features, lengths, padded_length)
+    students, teachers, padding = checked(flattened, teacher_features, lengths, padded_length)
     m, students = len(teachers), iter([padding.zeroed(wide(x)) for x in students])
     projected = []
     for index, x in enumerate(groups):
@@ -101,7 +102,7 @@ def _calibrated(
     batch, n, m = teachers[0].shape[0], len(students), len(teachers)
     if attention is not None and (not isinstance(attention, Tensor) or attention.shape != (batch, n, m)):
         got = tuple(attention.shape) if isinstance(attention, Tensor) else attention
-        raise ValueError(f"attention: expected a tensor {(batch, n, m)}, got {got!r}")
+        raise ValueError(f"attention: expected a tensor {(batch, n, m)}, got {describe(got)}")
     losses = []
     for i, group in enumerate(students):
         errors = []
@@ -163,10 +164,10 @@ class SemCKDLoss(nn.Module):
             check_count("batch_size", batch_size)
         of_axes = convolution(spatial_axes)
         self.batch_size, self.spatial_axes = batch_size, spatial_axes
-        self.register_buffer("weights", check_weights(weights, len(self.student_channels)), persistent=False)
+        hold_weights(self, weights, len(self.student_channels))
         self.queries, self.keys = (
             nn.ModuleList(
-                nn.Sequential(nn.Linear(batch_size or inputs, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
+                nn.Sequential(Linear(batch_size or inputs, 2 * dim), nn.ReLU(), Linear(2 * dim, dim))
                 for inputs in channels
             )
             for channels in (self.student_channels, self.teacher_channels)
@@ -186,7 +187,7 @@ class SemCKDLoss(nn.Module):
         return_attention: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The loss of features in the order of the channels given at construction; (loss, attention) if asked for."""
-        students, teachers, padding = layers(student_features, teacher_features, lengths, padded_length)
+        students, teachers, padding = checked(student_features, teacher_features, lengths, padded_length)
         for name, features, channels in (
             ("student_features", students, self.student_channels),
             ("teacher_features", teachers, self.teacher_channels),
@@ -199,7 +200,7 @@ class SemCKDLoss(nn.Module):
         # Half features are widened first: their gradient is a sum over teacher layers, to be rounded once.
         students, teachers = [padding.zeroed(wide(x)) for x in students], [padding.zeroed(x) for x in teachers]
         # Autocast would round the projections to half precision before their difference is taken.
-        with torch.autocast(students[0].device.type, enabled=False):
+        with without_autocast(students[0]):
             students, attention = self._attention(students, teachers, padding)
             loss = _calibrated(
                 [[s] * len(teachers) for s in students],
@@ -221,9 +222,8 @@ class SemCKDLoss(nn.Module):
             raise ValueError(f"student_features[0]: expected batch_size {self.batch_size}, got {len(students[0])}")
         else:
             summaries = [between_samples(x) for x in (*students, *teachers)]
-        dtype = self.queries[0][0].weight.dtype
         embedded = [
-            unit(f(x.to(dtype))) for f, x in zip((*self.queries, *self.keys), summaries, strict=True)
+            unit(f(x)) for f, x in zip((*self.queries, *self.keys), summaries, strict=True)
         ]  # n queries, m keys
         queries, keys = torch.stack(embedded[:n], 1), torch.stack(embedded[n:], 1)
         return students, (queries @ keys.mT).softmax(2)
@@ -237,7 +237,7 @@ class _Linear(nn.Linear):
 
     def error(self, s: Tensor, t: Tensor, padding: Padding) -> Tensor:
         """Sums of squares of the projection's error, (B,)."""
-        return project(s, self.weight, t, bias=self.bias, **padding._asdict())
+        return project(s, wide(self.weight), t, bias=wide(self.bias), **padding._asdict())
 
 
 class _Convolutions(nn.Module):
@@ -257,7 +257,7 @@ class _Convolutions(nn.Module):
 
     def error(self, s: Tensor, t: Tensor, padding: Padding) -> Tensor:
         """Sums of squares of the projection's error, (B,); zero in frames that are not valid, as the target is."""
-        x = s.to(self.convolutions[0].weight.dtype)
+        x = s
         for layer, norm in zip(self.convolutions, self.norms, strict=False):
             x = norm(layer(x), padding).relu_()  # in place: the norm needs its result no more
         return _squared_error(self.convolutions[2](x), t)

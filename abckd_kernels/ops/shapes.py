@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+LONGEST = 100  # characters of a value in a message
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -44,7 +45,7 @@ def check_feature(x: Tensor, name: str) -> None:
 def check_features(features: Sequence[Tensor], name: str) -> None:
     """As check_feature for each item; the items must share the batch size and the device."""
     if isinstance(features, Tensor) or not isinstance(features, Sequence) or not features:
-        raise TypeError(f"{name}: expected a non-empty list of tensors (B, C, *spatial), got {_describe(features)}")
+        raise TypeError(f"{name}: expected a non-empty list of tensors (B, C, *spatial), got {describe(features)}")
     for index, x in enumerate(features):
         check_feature(x, f"{name}[{index}]")
         first = features[0]
@@ -54,21 +55,27 @@ def check_features(features: Sequence[Tensor], name: str) -> None:
             raise ValueError(f"{name}[{index}]: expected device {first.device} as in {name}[0], got {x.device}")
 
 
-def check_lengths(lengths: Tensor | None, batch: int, device: torch.device) -> Tensor | None:
+def check_lengths(lengths: Tensor | Sequence[int] | None, batch: int, device: torch.device) -> Tensor | None:
     """`lengths` as int64 on `device`. Raises TypeError or ValueError unless None or integers (batch,)."""
     if lengths is None:
         return None
     if not isinstance(lengths, Tensor):
-        lengths = torch.as_tensor(lengths)
-    if lengths.dtype.is_floating_point or lengths.dtype == torch.bool:
-        raise TypeError(f"lengths: expected integers (valid frames), got {lengths.dtype}")
+        try:
+            lengths = torch.as_tensor(lengths)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"lengths: expected integers (valid frames), got {describe(lengths)}") from error
+    dtype = lengths.dtype
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        raise TypeError(f"lengths: expected integers (valid frames), got {dtype}")
     if lengths.shape != (batch,):
         raise ValueError(f"lengths: expected shape ({batch},), got {tuple(lengths.shape)}")
     return lengths.to(device=device, dtype=torch.int64).contiguous()
 
 
 def check_padded_length(padded_length: int) -> int:
-    """`padded_length`. Raises ValueError unless it is a positive whole number."""
+    """`padded_length`. Raises TypeError unless it is a number, ValueError unless that is whole and positive."""
+    if isinstance(padded_length, bool) or not isinstance(padded_length, int | float | torch.SymInt):
+        raise TypeError(f"padded_length: expected a positive whole number of frames, got {describe(padded_length)}")
     if isinstance(padded_length, float) or padded_length < 1:
         raise ValueError(f"padded_length: expected a positive whole number of frames, got {padded_length!r}")
     return padded_length
@@ -110,7 +117,33 @@ def empty_like(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _describe(value) -> str:
-    return (
-        f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__} {value!r}"
-    )
+def describe(value) -> str:
+    """What came instead of what was expected, for a message: of tensors the shape, dtype and device, never values."""
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+    if isinstance(value, list | tuple | dict | set):
+        items = list(value.values() if isinstance(value, dict) else value)
+        if any(isinstance(item, Tensor | list | tuple | dict | set) for item in items):
+            return f"{type(value).__name__} of {len(items)}, the first {describe(items[0])}"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= LONGEST else text[:LONGEST] + '...'}"
+
+
+def changing(*values: float) -> bool:
+    """Whether torch.compile, which traces this, takes one of the numbers for one that changes from call to call."""
+    if not torch.compiler.is_compiling():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # slow to import
+
+    return not all(has_static_value(value) for value in values)
+
+
+def scalar(value: float, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A number that may change from call to call, as an op takes it: 0-dim, by default in matrix_dtype.
+
+    torch.compile makes a constant of a float that an op takes, and compiles again when it changes; of this it does not.
+    """
+    dtype = matrix_dtype(device) if dtype is None else dtype
+    if torch.compiler.is_compiling():  # of these, only arithmetic with a tensor keeps a float that changes
+        return torch.ones((), dtype=dtype, device=device) * value
+    return torch.full((), value, dtype=dtype, device=device)

@@ -166,7 +166,7 @@ CASES = {
     "nst": Case(nst, _alone, note="batch 1: the published form has temporaries of 1.6 GB at 8"),
     "fsp": Case(fsp, _of_50_frames, convention={"distance": "mean"},
                 note="two layers of 50 frames: the published form takes 0.4 GB per temporary at 200"),
-    "ickd": Case(ickd, lambda student, teacher: (teacher, teacher), convention={"reduction": "batch_squared"},
+    "ickd": Case(ickd, lambda student, teacher: (teacher, teacher), convention={"convention": "published"},
                  note="equal channels"),
     "affinity": Case(affinity, lambda student, teacher: ((2, 4, 10, 32),) * 2,
                      note="a map of 10 x 32: the published form has a matrix of the squared number of positions"),

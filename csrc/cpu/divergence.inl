@@ -11,9 +11,8 @@ constexpr int64_t kPlanesAtOnce = 16;      // classes between two rescalings
 constexpr int64_t kTaskLogits = 16384;     // of a task that owns whole rows, at least
 constexpr int64_t kSerialLogits = 4096;    // fewer are done before a second thread wakes up
 
-template <Dtype D>
+template <typename S>  // Storage
 struct Divergence {
-  using S = Storage<D>;
   using E = typename S::Element;
   using A = typename S::Accumulator;
   using V = Vec<A>;
@@ -430,21 +429,11 @@ struct Divergence {
 };
 
 static void divergence_forward(const DivergenceForwardArguments& arguments, Threads threads) {
-  switch (arguments.of.dtype) {
-    case Dtype::f32: return Divergence<Dtype::f32>::forward(arguments, threads);
-    case Dtype::f64: return Divergence<Dtype::f64>::forward(arguments, threads);
-    case Dtype::bf16: return Divergence<Dtype::bf16>::forward(arguments, threads);
-    case Dtype::f16: return Divergence<Dtype::f16>::forward(arguments, threads);
-  }
+  with_storage(arguments.of.dtype, [&](auto storage) { Divergence<decltype(storage)>::forward(arguments, threads); });
 }
 
 static void divergence_backward(const DivergenceBackwardArguments& arguments, Threads threads) {
-  switch (arguments.of.dtype) {
-    case Dtype::f32: return Divergence<Dtype::f32>::backward(arguments, threads);
-    case Dtype::f64: return Divergence<Dtype::f64>::backward(arguments, threads);
-    case Dtype::bf16: return Divergence<Dtype::bf16>::backward(arguments, threads);
-    case Dtype::f16: return Divergence<Dtype::f16>::backward(arguments, threads);
-  }
+  with_storage(arguments.of.dtype, [&](auto storage) { Divergence<decltype(storage)>::backward(arguments, threads); });
 }
 
 }  // namespace abckd::cpu::ABCKD_ISA

@@ -2,9 +2,8 @@
 // Everything is double from the first product on, which for halves and floats makes products exact.
 namespace abckd::cpu::ABCKD_ISA {
 
-template <Dtype D>
+template <typename S>  // Storage
 struct Dots {
-  using S = Storage<D>;
   using E = typename S::Element;
   using A = typename S::Accumulator;
   using V = Vec<A>;
@@ -39,27 +38,45 @@ struct Dots {
   static void backward(const DotsBackwardArguments& b, Threads threads) {
     const DotsArguments& a = b.dots;
     if (a.rows * a.columns < kSerialElements) threads.count = 1;
-    // A row whose start is not aligned is written through the caches.
     const bool streaming = a.rows * a.columns * int64_t(sizeof(E)) > kStreamBytes;
     for_each_task(threads, a.rows, [&](int64_t row) {
-      E* result = static_cast<E*>(b.result) + row * a.columns;
-      const bool aligned = reinterpret_cast<uintptr_t>(result) % (kLanes * sizeof(E)) == 0;
-      streaming && aligned ? combine<true>(b, row, result) : combine<false>(b, row, result);
+      const double* g = b.grads + row * kDotProducts;
+      const double xx = g[0], yy = g[1], xy = g[2], xe = g[3], ee = g[4], sum_x = g[5], sum_e = g[6];
+      const Combination of_x{2 * xx + xy - xe, xy + xe - 2 * ee, sum_x - sum_e, at(b.x_grad, a, row)};
+      const Combination of_y{2 * yy + xy + xe, 2 * yy + 2 * ee, sum_e, at(b.y_grad, a, row)};
+      streaming && of_x.aligned() && of_y.aligned() ? combine<true>(a, row, of_x, of_y) : combine<false>(a, row, of_x, of_y);
       if (streaming) fence();
     });
   }
 
  private:
+  // x x_factor + e e_factor + constant, to a row of a gradient, or nowhere.
+  struct Combination {
+    double x_factor, e_factor, constant;
+    E* result;
+
+    // A row whose start is not aligned is written through the caches.
+    bool aligned() const { return reinterpret_cast<uintptr_t>(result) % (kLanes * sizeof(E)) == 0; }
+  };
+
+  static E* at(void* grad, const DotsArguments& a, int64_t row) {
+    return grad == nullptr ? nullptr : static_cast<E*>(grad) + row * a.columns;
+  }
+
   template <bool kStream>
-  static void combine(const DotsBackwardArguments& b, int64_t row, E* result) {
-    const double of_x = b.factors[3 * row], of_e = b.factors[3 * row + 1], constant = b.factors[3 * row + 2];
-    for_each_vector(b.dots, row, [&](int64_t k, int64_t count, const W* x, const W* y) {
-      W fresh[kParts];
-      for (int part = 0; part < kParts; ++part) fresh[part] = x[part] * of_x + (y[part] - x[part]) * of_e + constant;
-      if (count < kLanes) {
-        write_some<S>(result + k, narrow(fresh), count);
-      } else {
-        kStream ? stream<S>(result + k, narrow(fresh)) : S::write(result + k, narrow(fresh));
+  static void combine(const DotsArguments& a, int64_t row, const Combination& of_x, const Combination& of_y) {
+    for_each_vector(a, row, [&](int64_t k, int64_t count, const W* x, const W* y) {
+      for (const Combination* of : {&of_x, &of_y}) {
+        if (of->result == nullptr) continue;
+        W fresh[kParts];
+        for (int part = 0; part < kParts; ++part) {
+          fresh[part] = x[part] * of->x_factor + (y[part] - x[part]) * of->e_factor + of->constant;
+        }
+        if (count < kLanes) {
+          write_some<S>(of->result + k, narrow(fresh), count);
+        } else {
+          kStream ? stream<S>(of->result + k, narrow(fresh)) : S::write(of->result + k, narrow(fresh));
+        }
       }
     });
   }
@@ -99,21 +116,12 @@ struct Dots {
   }
 };
 
-#define ABCKD_DISPATCH_DOTS(dtype, function, ...)                      \
-  switch (dtype) {                                                     \
-    case Dtype::f32: return Dots<Dtype::f32>::function(__VA_ARGS__);   \
-    case Dtype::f64: return Dots<Dtype::f64>::function(__VA_ARGS__);   \
-    case Dtype::bf16: return Dots<Dtype::bf16>::function(__VA_ARGS__); \
-    case Dtype::f16: return Dots<Dtype::f16>::function(__VA_ARGS__);   \
-  }
-
 static void dots_forward(const DotsArguments& arguments, Threads threads) {
-  ABCKD_DISPATCH_DOTS(arguments.dtype, forward, arguments, threads)
+  with_storage(arguments.dtype, [&](auto storage) { Dots<decltype(storage)>::forward(arguments, threads); });
 }
 
 static void dots_backward(const DotsBackwardArguments& arguments, Threads threads) {
-  ABCKD_DISPATCH_DOTS(arguments.dots.dtype, backward, arguments, threads)
+  with_storage(arguments.dots.dtype, [&](auto storage) { Dots<decltype(storage)>::backward(arguments, threads); });
 }
-#undef ABCKD_DISPATCH_DOTS
 
 }  // namespace abckd::cpu::ABCKD_ISA

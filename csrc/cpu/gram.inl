@@ -26,9 +26,8 @@ inline int gram_threads(const GramArguments& a, Threads threads) {
   return a.groups * a.rows * gram_columns(a) < kSerialElements ? 1 : threads.count;
 }
 
-template <Dtype D>
+template <typename S>  // Storage
 struct Gram {
-  using S = Storage<D>;
   using E = typename S::Element;
   using A = typename S::Accumulator;
   using V = Vec<A>;
@@ -235,21 +234,12 @@ struct Gram {
   }
 };
 
-#define ABCKD_DISPATCH_GRAM(dtype, function, ...)                        \
-  switch (dtype) {                                                       \
-    case Dtype::f32: return Gram<Dtype::f32>::function(__VA_ARGS__);     \
-    case Dtype::f64: return Gram<Dtype::f64>::function(__VA_ARGS__);     \
-    case Dtype::bf16: return Gram<Dtype::bf16>::function(__VA_ARGS__);   \
-    case Dtype::f16: return Gram<Dtype::f16>::function(__VA_ARGS__);     \
-  }
-
 static void gram_forward(const GramArguments& arguments, Threads threads) {
-  ABCKD_DISPATCH_GRAM(arguments.dtype, forward, arguments, threads)
+  with_storage(arguments.dtype, [&](auto storage) { Gram<decltype(storage)>::forward(arguments, threads); });
 }
 
 static void gram_backward(const GramBackwardArguments& arguments, Threads threads) {
-  ABCKD_DISPATCH_GRAM(arguments.gram.dtype, backward, arguments, threads)
+  with_storage(arguments.gram.dtype, [&](auto storage) { Gram<decltype(storage)>::backward(arguments, threads); });
 }
-#undef ABCKD_DISPATCH_GRAM
 
 }  // namespace abckd::cpu::ABCKD_ISA

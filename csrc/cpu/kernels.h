@@ -9,22 +9,9 @@ namespace abckd::cpu {
 
 struct Kernels {
   const char* isa;
-  void (*tap_forward)(const TapArguments&, const TapLayer*, int64_t layers, Threads);
-  void (*tap_backward)(const TapArguments&, const TapBackwardLayer*, int64_t layers, Threads);
-  void (*compress_forward)(const CompressArguments&, Threads);
-  void (*compress_backward)(const CompressBackwardArguments&, Threads);
-  void (*divergence_forward)(const DivergenceForwardArguments&, Threads);
-  void (*divergence_backward)(const DivergenceBackwardArguments&, Threads);
-  void (*dots_forward)(const DotsArguments&, Threads);
-  void (*dots_backward)(const DotsBackwardArguments&, Threads);
-  void (*gram_forward)(const GramArguments&, Threads);
-  void (*gram_backward)(const GramBackwardArguments&, Threads);
-  void (*pointwise_forward)(const PointwiseArguments&, Threads);
-  void (*pointwise_backward)(const PointwiseBackwardArguments&, Threads);
-  void (*project_forward)(const ProjectArguments&, Threads);
-  void (*project_backward)(const ProjectBackwardArguments&, Threads);
-  void (*spectral_forward)(const SpectralArguments&, Threads);
-  void (*spectral_backward)(const SpectralArguments&, Threads);
+#define ABCKD_ENTRY(kernel, Arguments) void (*kernel)(const Arguments&, Threads);
+  ABCKD_KERNELS(ABCKD_ENTRY)
+#undef ABCKD_ENTRY
 };
 
 const Kernels& kernels();

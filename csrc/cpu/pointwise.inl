@@ -127,9 +127,8 @@ constexpr int64_t kPieceElements = 8192;  // of a plane that add up in float
 constexpr int64_t kTaskElements = 32768;
 constexpr int64_t kRowsAtOnce = 8;  // rows of [b, p, c] that a vector of channels adds up before it goes back to memory
 
-template <Dtype D, template <typename> class Kind>
+template <typename S, template <typename> class Kind>  // S: Storage
 struct Pointwise {
-  using S = Storage<D>;
   using E = typename S::Element;
   using A = typename S::Accumulator;
   using V = Vec<A>;
@@ -348,32 +347,28 @@ struct Pointwise {
   }
 };
 
-#define ABCKD_DISPATCH_POINTWISE(operands, Kind, ...)                            \
-  switch ((operands).dtype) {                                                    \
-    case Dtype::f32: return Pointwise<Dtype::f32, kinds::Kind>::__VA_ARGS__;     \
-    case Dtype::f64: return Pointwise<Dtype::f64, kinds::Kind>::__VA_ARGS__;     \
-    case Dtype::bf16: return Pointwise<Dtype::bf16, kinds::Kind>::__VA_ARGS__;   \
-    case Dtype::f16: return Pointwise<Dtype::f16, kinds::Kind>::__VA_ARGS__;     \
-  }                                                                              \
-  break;
-#define ABCKD_DISPATCH_POINTWISE_KINDS(operands, ...)                                                      \
-  switch ((operands).kind) {                                                                               \
-    case PointwiseKind::squared: ABCKD_DISPATCH_POINTWISE(operands, Squared, __VA_ARGS__)                  \
-    case PointwiseKind::power: ABCKD_DISPATCH_POINTWISE(operands, Power, __VA_ARGS__)                      \
-    case PointwiseKind::rectified: ABCKD_DISPATCH_POINTWISE(operands, Rectified, __VA_ARGS__)              \
-    case PointwiseKind::boundary: ABCKD_DISPATCH_POINTWISE(operands, Boundary, __VA_ARGS__)                \
-    case PointwiseKind::margin: ABCKD_DISPATCH_POINTWISE(operands, Margin, __VA_ARGS__)                    \
-    case PointwiseKind::heteroscedastic: ABCKD_DISPATCH_POINTWISE(operands, Heteroscedastic, __VA_ARGS__)  \
-  }
+// Calls function(Pointwise<...>{}) for the operands' dtype and kind.
+template <typename Function>
+inline void with_pointwise(const PointwiseArguments& operands, const Function& function) {
+  with_storage(operands.dtype, [&](auto storage) {
+    using S = decltype(storage);
+    switch (operands.kind) {
+      case PointwiseKind::squared: return function(Pointwise<S, kinds::Squared>{});
+      case PointwiseKind::power: return function(Pointwise<S, kinds::Power>{});
+      case PointwiseKind::rectified: return function(Pointwise<S, kinds::Rectified>{});
+      case PointwiseKind::boundary: return function(Pointwise<S, kinds::Boundary>{});
+      case PointwiseKind::margin: return function(Pointwise<S, kinds::Margin>{});
+      case PointwiseKind::heteroscedastic: return function(Pointwise<S, kinds::Heteroscedastic>{});
+    }
+  });
+}
 
 static void pointwise_forward(const PointwiseArguments& arguments, Threads threads) {
-  ABCKD_DISPATCH_POINTWISE_KINDS(arguments, forward(arguments, threads))
+  with_pointwise(arguments, [&](auto pointwise) { pointwise.forward(arguments, threads); });
 }
 
 static void pointwise_backward(const PointwiseBackwardArguments& arguments, Threads threads) {
-  ABCKD_DISPATCH_POINTWISE_KINDS(arguments.operands, backward(arguments, threads))
+  with_pointwise(arguments.operands, [&](auto pointwise) { pointwise.backward(arguments, threads); });
 }
-#undef ABCKD_DISPATCH_POINTWISE_KINDS
-#undef ABCKD_DISPATCH_POINTWISE
 
 }  // namespace abckd::cpu::ABCKD_ISA

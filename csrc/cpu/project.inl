@@ -84,16 +84,12 @@ inline void product(const A* a, int64_t a_stride, const A* b, int64_t b_stride, 
   }
 }
 
-// Calls function(storage) with the Storage of `dtype`, whose accumulator is A.
+// with_storage for dtypes whose accumulator is A, as every feature's is here: the others need no code.
 template <typename A, typename Function>
-inline void with_storage(Dtype dtype, const Function& function) {
-  if constexpr (std::is_same_v<A, double>) {
-    function(Storage<Dtype::f64>{});
-  } else {
-    if (dtype == Dtype::f32) function(Storage<Dtype::f32>{});
-    if (dtype == Dtype::bf16) function(Storage<Dtype::bf16>{});
-    if (dtype == Dtype::f16) function(Storage<Dtype::f16>{});
-  }
+inline void with_storage_of(Dtype dtype, const Function& function) {
+  with_storage(dtype, [&](auto storage) {
+    if constexpr (std::is_same_v<typename decltype(storage)::Accumulator, A>) function(storage);
+  });
 }
 
 template <typename A>
@@ -162,7 +158,7 @@ struct Project {
   // Calls take(channel, offset, vector) for all values that count of a tile of a feature; lanes behind the last are zero.
   template <typename Take>
   static void read_tile(const ProjectFeature& feature, const Plan& plan, const Tile& tile, int64_t channels, const Take& take) {
-    with_storage<A>(feature.dtype, [&](auto storage) {
+    with_storage_of<A>(feature.dtype, [&](auto storage) {
       using S = decltype(storage);
       const auto* x = static_cast<const typename S::Element*>(feature.x) + tile.sample * channels * plan.positions;
       const int64_t count = tile.count();
@@ -357,7 +353,7 @@ struct Project {
       product<A>(transposed_weight, a.teacher_channels, memory.residual, plan.stride, rounded_up(channels, Blocks<A>::kRows),
                  a.teacher_channels, rounded_up(tile.count(), kLanes), memory.gradient, plan.stride);
     }
-    with_storage<A>(a.student.dtype, [&](auto storage) {
+    with_storage_of<A>(a.student.dtype, [&](auto storage) {
       using S = decltype(storage);
       auto* result = static_cast<typename S::Element*>(arguments.student_grad) + tile.sample * channels * plan.positions;
       if (!a.student.channels_last) {

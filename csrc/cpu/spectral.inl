@@ -6,9 +6,8 @@ namespace abckd::cpu::ABCKD_ISA {
 constexpr int64_t kSpectralBlock = 8192;         // bins of a task
 constexpr int64_t kSpectralSerial = 4096;        // fewer bins than this are done before a second thread wakes up
 
-template <Dtype D>
+template <typename S>  // Storage
 struct Spectral {
-  using S = Storage<D>;
   using E = typename S::Element;
   using A = typename S::Accumulator;
   using V = Vec<A>;
@@ -149,7 +148,7 @@ struct Spectral {
 
   // Half precision would turn what is too large into infinity. NaN stays NaN.
   static V in_range(V gradient) {
-    if (D != Dtype::f16) return gradient;
+    if (!std::is_same_v<S, Storage<Dtype::f16>>) return gradient;
     const V largest = V{} + A(65504);
     return gradient > largest ? largest : (gradient < -largest ? -largest : gradient);
   }
@@ -213,16 +212,12 @@ struct Spectral {
   }
 };
 
-#define ABCKD_DISPATCH_SPECTRAL(function)                                          \
-  switch (arguments.dtype) {                                                       \
-    case Dtype::f32: return Spectral<Dtype::f32>::function(arguments, threads);    \
-    case Dtype::f64: return Spectral<Dtype::f64>::function(arguments, threads);    \
-    case Dtype::bf16: return Spectral<Dtype::bf16>::function(arguments, threads);  \
-    case Dtype::f16: return Spectral<Dtype::f16>::function(arguments, threads);    \
-  }
+static void spectral_forward(const SpectralArguments& arguments, Threads threads) {
+  with_storage(arguments.dtype, [&](auto storage) { Spectral<decltype(storage)>::forward(arguments, threads); });
+}
 
-static void spectral_forward(const SpectralArguments& arguments, Threads threads) { ABCKD_DISPATCH_SPECTRAL(forward) }
-static void spectral_backward(const SpectralArguments& arguments, Threads threads) { ABCKD_DISPATCH_SPECTRAL(backward) }
-#undef ABCKD_DISPATCH_SPECTRAL
+static void spectral_backward(const SpectralArguments& arguments, Threads threads) {
+  with_storage(arguments.dtype, [&](auto storage) { Spectral<decltype(storage)>::backward(arguments, threads); });
+}
 
 }  // namespace abckd::cpu::ABCKD_ISA

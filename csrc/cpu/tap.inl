@@ -24,19 +24,21 @@ struct Place {
   int64_t layer, sample, block, begin, end, valid;  // positions [begin, end), those before `valid` count
 };
 
-template <typename Layers>  // layer_of(l) -> const TapLayer&
-Place place(int64_t task, const TapArguments& a, const Layers& layer_of) {
+inline const TapLayer& shape_of(const TapLayer& layer) { return layer; }
+inline const TapLayer& shape_of(const TapBackwardLayer& layer) { return layer.layer; }
+
+template <typename Layer>
+Place place(int64_t task, const TapArguments<Layer>& a) {
   int64_t l = 0;
-  for (; task >= a.batch * blocks(layer_of(l)); ++l) task -= a.batch * blocks(layer_of(l));
-  const TapLayer& layer = layer_of(l);
+  for (; task >= a.batch * blocks(shape_of(a.layers[l])); ++l) task -= a.batch * blocks(shape_of(a.layers[l]));
+  const TapLayer& layer = shape_of(a.layers[l]);
   const int64_t sample = task / blocks(layer), block = task % blocks(layer), begin = block * block_size(layer);
   const int64_t frames = valid_frames(a.padding, sample, layer.frames);
   return {l, sample, block, begin, std::min(begin + block_size(layer), positions(layer)), frames * layer.bands};
 }
 
-template <Dtype D, int kPower>
+template <typename S, int kPower>  // S: Storage
 struct Tap {
-  using S = Storage<D>;
   using E = typename S::Element;
   using A = typename S::Accumulator;
   using V = Vec<A>;
@@ -45,20 +47,21 @@ struct Tap {
   static V energy(V x) { return kPower == 2 ? x * x : magnitude<A>(x); }
   static V half_slope(V x) { return kPower == 2 ? x : sign<A>(x); }  // d energy / dx, over the power
 
-  static void forward(const TapArguments& a, const TapLayer* layers, int64_t count, Threads threads) {
+  static void forward(const TapArguments<TapLayer>& a, Threads threads) {
     int64_t tasks = 0, elements = 0, partials = 0;
-    std::unique_ptr<int64_t[]> partial_begin(new int64_t[count]);
-    for (int64_t l = 0; l < count; ++l) {
-      tasks += a.batch * blocks(layers[l]);
-      elements += a.batch * layers[l].channels * positions(layers[l]);
+    std::unique_ptr<int64_t[]> partial_begin(new int64_t[a.count]);
+    for (int64_t l = 0; l < a.count; ++l) {
+      const TapLayer& layer = a.layers[l];
+      tasks += a.batch * blocks(layer);
+      elements += a.batch * layer.channels * positions(layer);
       partial_begin[l] = partials;
-      if (layers[l].mean != nullptr) partials += a.batch * blocks(layers[l]) * partial_stride(layers[l]);
+      if (layer.mean != nullptr) partials += a.batch * blocks(layer) * partial_stride(layer);
     }
     std::unique_ptr<A[]> partial(new A[partials]);
     if (elements < kSerialElements) threads.count = 1;
     for_each_task(threads, tasks, [&](int64_t task) {
-      const Place at = place(task, a, [&](int64_t l) -> const TapLayer& { return layers[l]; });
-      const TapLayer& layer = layers[at.layer];
+      const Place at = place(task, a);
+      const TapLayer& layer = a.layers[at.layer];
       A* sums = layer.mean == nullptr ? nullptr
           : partial.get() + partial_begin[at.layer] + (at.sample * blocks(layer) + at.block) * partial_stride(layer);
       const int64_t valid_end = std::min(std::max(at.valid, at.begin), at.end);
@@ -74,22 +77,23 @@ struct Tap {
       }
       std::fill(map + valid_end, map + at.end, A(0));
     });
-    for (int64_t l = 0; l < count; ++l) {
-      if (layers[l].mean != nullptr) add_partials(a, layers[l], partial.get() + partial_begin[l]);
+    for (int64_t l = 0; l < a.count; ++l) {
+      if (a.layers[l].mean != nullptr) add_partials(a, a.layers[l], partial.get() + partial_begin[l]);
     }
   }
 
-  static void backward(const TapArguments& a, const TapBackwardLayer* layers, int64_t count, Threads threads) {
+  static void backward(const TapArguments<TapBackwardLayer>& a, Threads threads) {
     int64_t tasks = 0, elements = 0;
-    for (int64_t l = 0; l < count; ++l) {
-      tasks += a.batch * blocks(layers[l].layer);
-      elements += a.batch * layers[l].layer.channels * positions(layers[l].layer);
+    for (int64_t l = 0; l < a.count; ++l) {
+      const TapLayer& layer = shape_of(a.layers[l]);
+      tasks += a.batch * blocks(layer);
+      elements += a.batch * layer.channels * positions(layer);
     }
     if (elements < kSerialElements) threads.count = 1;
     const bool streaming = elements * int64_t(sizeof(E)) > kStreamBytes;
     for_each_task(threads, tasks, [&](int64_t task) {
-      const Place at = place(task, a, [&](int64_t l) -> const TapLayer& { return layers[l].layer; });
-      const TapBackwardLayer& layer = layers[at.layer];
+      const Place at = place(task, a);
+      const TapBackwardLayer& layer = a.layers[at.layer];
       if (layer.grad != nullptr) {
         streaming ? backward_block<true, true>(layer, at) : backward_block<true, false>(layer, at);
       } else {
@@ -174,7 +178,7 @@ struct Tap {
     }
   }
 
-  static void add_partials(const TapArguments& a, const TapLayer& layer, const A* partial) {
+  static void add_partials(const TapArguments<TapLayer>& a, const TapLayer& layer, const A* partial) {
     const int64_t stride = partial_stride(layer);
     for (int64_t b = 0; b < a.batch; ++b) {
       const int64_t frames = valid_frames(a.padding, b, layer.frames);
@@ -262,21 +266,21 @@ struct Tap {
   }
 };
 
-#define ABCKD_DISPATCH_TAP(function, ...)                                                                              \
-  switch (arguments.dtype) {                                                                                           \
-    case Dtype::f32: return arguments.power == 2 ? Tap<Dtype::f32, 2>::function(__VA_ARGS__) : Tap<Dtype::f32, 1>::function(__VA_ARGS__);     \
-    case Dtype::f64: return arguments.power == 2 ? Tap<Dtype::f64, 2>::function(__VA_ARGS__) : Tap<Dtype::f64, 1>::function(__VA_ARGS__);     \
-    case Dtype::bf16: return arguments.power == 2 ? Tap<Dtype::bf16, 2>::function(__VA_ARGS__) : Tap<Dtype::bf16, 1>::function(__VA_ARGS__);  \
-    case Dtype::f16: return arguments.power == 2 ? Tap<Dtype::f16, 2>::function(__VA_ARGS__) : Tap<Dtype::f16, 1>::function(__VA_ARGS__);     \
-  }
-
-static void tap_forward(const TapArguments& arguments, const TapLayer* layers, int64_t count, Threads threads) {
-  ABCKD_DISPATCH_TAP(forward, arguments, layers, count, threads)
+// Calls function(Tap<...>{}) for the features' dtype and the power.
+template <typename Layer, typename Function>
+inline void with_tap(const TapArguments<Layer>& arguments, const Function& function) {
+  with_storage(arguments.dtype, [&](auto storage) {
+    using S = decltype(storage);
+    arguments.power == 2 ? function(Tap<S, 2>{}) : function(Tap<S, 1>{});
+  });
 }
 
-static void tap_backward(const TapArguments& arguments, const TapBackwardLayer* layers, int64_t count, Threads threads) {
-  ABCKD_DISPATCH_TAP(backward, arguments, layers, count, threads)
+static void tap_forward(const TapArguments<TapLayer>& arguments, Threads threads) {
+  with_tap(arguments, [&](auto tap) { tap.forward(arguments, threads); });
 }
-#undef ABCKD_DISPATCH_TAP
+
+static void tap_backward(const TapArguments<TapBackwardLayer>& arguments, Threads threads) {
+  with_tap(arguments, [&](auto tap) { tap.backward(arguments, threads); });
+}
 
 }  // namespace abckd::cpu::ABCKD_ISA

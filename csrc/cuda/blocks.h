@@ -18,15 +18,16 @@ inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>
 // More blocks than one launch can have.
 inline bool too_many(int64_t blocks) { return blocks > int64_t{0x7fffffff}; }
 
-// launch(element) with a value of the dtype's type.
+// The status of launch(element), with a value of the type that `dtype` is.
 template <typename Launch>
-auto with_element(Dtype dtype, const Launch& launch) {
+cudaError_t with_element(Dtype dtype, const Launch& launch) {
   switch (dtype) {
+    case Dtype::f32: return launch(float());
     case Dtype::f64: return launch(double());
     case Dtype::bf16: return launch(__nv_bfloat16());
     case Dtype::f16: return launch(__half());
-    default: return launch(float());
   }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace abckd::cuda

@@ -38,14 +38,13 @@ int64_t blocks_of(const DivergenceArguments& of, int team, bool vector) {
   return of.outer * divided(of.inner, kWarp * (vector ? in_16_bytes : std::min(4, in_16_bytes)));
 }
 
-// Calls launch(element, blocks) with as many blocks as the teams of all rows take.
+// The status of launch(element, blocks), with as many blocks as the teams of all rows take.
 template <typename Launch>
 cudaError_t launch_for(const DivergenceArguments& of, int team, bool vector, const Launch& launch) {
   const int64_t blocks = blocks_of(of, team, vector);
   if (blocks == 0) return cudaSuccess;
   if (too_many(blocks)) return cudaErrorInvalidConfiguration;
-  with_element(of.dtype, [&](auto element) { launch(element, static_cast<unsigned>(blocks)); });
-  return cudaGetLastError();
+  return with_element(of.dtype, [&](auto element) { return launch(element, static_cast<unsigned>(blocks)); });
 }
 
 }  // namespace
@@ -62,6 +61,7 @@ cudaError_t divergence_forward(const DivergenceForwardArguments& a, cudaStream_t
     } else {
       ABCKD_LAUNCH((divergence_planes_kernel<E>), grid, kDivergenceThreads, 0, stream, device);
     }
+    return cudaGetLastError();
   });
 }
 
@@ -77,6 +77,7 @@ cudaError_t divergence_backward(const DivergenceBackwardArguments& a, cudaStream
     } else {
       ABCKD_LAUNCH((divergence_planes_backward_kernel<E>), grid, kDivergenceThreads, 0, stream, device);
     }
+    return cudaGetLastError();
   });
 }
 

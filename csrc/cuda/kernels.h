@@ -1,5 +1,5 @@
-// The CUDA launchers. Pointers are of the current device; nothing waits for it, and nothing here knows torch. A launcher returns the
-// launch's error; cudaErrorInvalidConfiguration if something is larger than a launch can be.
+// The CUDA launchers. Pointers are of the current device; nothing waits for it, and nothing here knows torch.
+// A launcher returns the launch's error; cudaErrorInvalidConfiguration if it takes more blocks than a launch can have.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -7,19 +7,12 @@
 
 namespace abckd::cuda {
 
-int64_t tap_forward_workspace(const TapArguments&, const TapLayer*, int64_t layers);
-cudaError_t tap_forward(const TapArguments&, const TapLayer*, int64_t layers, cudaStream_t);
-cudaError_t tap_backward(const TapArguments&, const TapBackwardLayer*, int64_t layers, cudaStream_t);
+#define ABCKD_DECLARE(kernel, Arguments) int64_t kernel##_workspace(const Arguments&);  // bytes
+ABCKD_KERNELS_WITH_WORKSPACE(ABCKD_DECLARE)
+#undef ABCKD_DECLARE
 
-int64_t compress_forward_workspace(const CompressArguments&);
-cudaError_t compress_forward(const CompressArguments&, cudaStream_t);
-cudaError_t compress_backward(const CompressBackwardArguments&, cudaStream_t);
-
-int64_t spectral_forward_workspace(const SpectralArguments&);
-cudaError_t spectral_forward(const SpectralArguments&, cudaStream_t);
-cudaError_t spectral_backward(const SpectralArguments&, cudaStream_t);
-
-cudaError_t divergence_forward(const DivergenceForwardArguments&, cudaStream_t);
-cudaError_t divergence_backward(const DivergenceBackwardArguments&, cudaStream_t);
+#define ABCKD_DECLARE(kernel, Arguments) cudaError_t kernel(const Arguments&, cudaStream_t);
+ABCKD_CUDA_KERNELS(ABCKD_DECLARE)
+#undef ABCKD_DECLARE
 
 }  // namespace abckd::cuda

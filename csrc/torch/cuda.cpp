@@ -1,4 +1,4 @@
-// The CUDA kernels behind the dispatcher's ops: current stream, and launch errors as exceptions. Built with csrc/cuda only.
+// CUDA as a device: its kernels on torch's current stream, and launch errors as exceptions. Built with csrc/cuda only.
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -11,39 +11,22 @@ using namespace abckd;
 
 cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 
-constexpr TapLaunchers kTap{
-    cuda::tap_forward_workspace,
-    [](const TapArguments& a, const TapLayer* layers, int64_t count) {
-      C10_CUDA_CHECK(cuda::tap_forward(a, layers, count, stream()));
-    },
-    [](const TapArguments& a, const TapBackwardLayer* layers, int64_t count) {
-      C10_CUDA_CHECK(cuda::tap_backward(a, layers, count, stream()));
-    },
-};
+void check(const char* kernel, cudaError_t status) {
+  // CUDA's own words, "invalid configuration argument", would name no argument of ours.
+  TORCH_CHECK_VALUE(status != cudaErrorInvalidConfiguration, kernel,
+                    ": the tensors are too large: they take more blocks than a CUDA launch can have");
+  C10_CUDA_CHECK(status);
+}
 
-constexpr CompressLaunchers kCompress{
-    kMostMaps,
-    cuda::compress_forward_workspace,
-    [](const CompressArguments& a) { C10_CUDA_CHECK(cuda::compress_forward(a, stream())); },
-    [](const CompressBackwardArguments& a) { C10_CUDA_CHECK(cuda::compress_backward(a, stream())); },
-};
-
-constexpr SpectralLaunchers kSpectral{
-    cuda::spectral_forward_workspace,
-    [](const SpectralArguments& a) { C10_CUDA_CHECK(cuda::spectral_forward(a, stream())); },
-    [](const SpectralArguments& a) { C10_CUDA_CHECK(cuda::spectral_backward(a, stream())); },
-};
-
-constexpr DivergenceLaunchers kDivergence{
-    [](const DivergenceForwardArguments& a) { C10_CUDA_CHECK(cuda::divergence_forward(a, stream())); },
-    [](const DivergenceBackwardArguments& a) { C10_CUDA_CHECK(cuda::divergence_backward(a, stream())); },
+constexpr Device kDevice{
+    .most_maps = kMostMaps,
+#define ABCKD_ENTRY(kernel, Arguments) \
+  .kernel = [](const Arguments& a) { check(#kernel, cuda::kernel(a, stream())); },
+    ABCKD_CUDA_KERNELS(ABCKD_ENTRY)
+#define ABCKD_WORKSPACE(kernel, Arguments) .kernel##_workspace = cuda::kernel##_workspace,
+    ABCKD_KERNELS_WITH_WORKSPACE(ABCKD_WORKSPACE)
 };
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(abckd, CUDA, library) {
-  implement_tap<kTap>(library);
-  implement_compress<kCompress>(library);
-  implement_spectral<kSpectral>(library);
-  implement_divergence<kDivergence>(library);
-}
+TORCH_LIBRARY_IMPL(abckd, CUDA, library) { ABCKD_CUDA_KERNELS(ABCKD_REGISTER) }

@@ -1,5 +1,5 @@
 // divergence over torch's tensors: checks, and memory for the results.
-#include "divergence.h"
+#include "ops.h"
 
 namespace abckd {
 namespace {
@@ -21,11 +21,22 @@ void check(const Tensor& student, const Tensor& teacher, int64_t kind, double te
   TORCH_CHECK_VALUE(temperature > 0, "temperature: expected a positive number, got ", temperature);
 }
 
+// beta and temperature are in `options` where they change from call to call of compiled code.
+void take(const MaybeTensor& options, double& beta, double& temperature) {
+  if (!options.has_value()) return;
+  TORCH_CHECK_VALUE(options->device().is_cpu() && options->scalar_type() == at::kDouble && options->is_contiguous() &&
+                        options->numel() == 2,
+                    "options: expected beta and temperature in float64 on the CPU");
+  beta = options->const_data_ptr<double>()[0];
+  temperature = options->const_data_ptr<double>()[1];
+}
+
 }  // namespace
 
-std::tuple<Tensor, Tensor> divergence_forward(const DivergenceLaunchers& launchers, const Tensor& student, const Tensor& teacher,
+std::tuple<Tensor, Tensor> divergence_forward(const Device& device, const Tensor& student, const Tensor& teacher,
                                               const MaybeTensor& ignore, int64_t kind, double beta, double temperature,
-                                              bool gradients) {
+                                              const MaybeTensor& options, bool gradients) {
+  take(options, beta, temperature);
   check(student, teacher, kind, temperature);
   const OnDeviceOf current(student);
   const int64_t rows = student.size(0) * student.size(2);
@@ -38,17 +49,19 @@ std::tuple<Tensor, Tensor> divergence_forward(const DivergenceLaunchers& launche
     ignored = ignore->to(at::kBool).contiguous();
     a.ignore = ignored.const_data_ptr<bool>();
   }
-  const auto options = student.options().dtype(accumulation_type(student.scalar_type()));
-  const Tensor values = at::empty({rows}, options);
-  const Tensor saved = gradients ? at::empty({divergence_saved(a.of.kind), rows}, options) : at::empty({0}, options);
+  const auto wide = student.options().dtype(accumulation_type(student.scalar_type()));
+  const Tensor values = at::empty({rows}, wide);
+  const Tensor saved = gradients ? at::empty({divergence_saved(a.of.kind), rows}, wide) : at::empty({0}, wide);
   a.values = values.mutable_data_ptr();
   a.saved = gradients ? saved.mutable_data_ptr() : nullptr;
-  if (rows > 0) launchers.forward(a);
+  if (rows > 0) device.divergence_forward(a);
   return {values, saved};
 }
 
-Tensor divergence_backward(const DivergenceLaunchers& launchers, const Tensor& value_grads, const Tensor& student,
-                           const Tensor& teacher, const Tensor& saved, int64_t kind, double beta, double temperature) {
+Tensor divergence_backward(const Device& device, const Tensor& value_grads, const Tensor& student,
+                           const Tensor& teacher, const Tensor& saved, int64_t kind, double beta, double temperature,
+                           const MaybeTensor& options) {
+  take(options, beta, temperature);
   check(student, teacher, kind, temperature);
   const OnDeviceOf current(student);
   const int64_t rows = student.size(0) * student.size(2);
@@ -61,7 +74,7 @@ Tensor divergence_backward(const DivergenceLaunchers& launchers, const Tensor& v
   const Tensor s = student.contiguous(), t = teacher.contiguous(), kept = saved.contiguous();
   const Tensor grads = value_grads.to(wide).contiguous(), result = empty_as(s);
   if (rows > 0) {
-    launchers.backward({describe(s, t, kind, beta, temperature), grads.const_data_ptr(), kept.const_data_ptr(),
+    device.divergence_backward({describe(s, t, kind, beta, temperature), grads.const_data_ptr(), kept.const_data_ptr(),
                         result.mutable_data_ptr()});
   }
   return result;

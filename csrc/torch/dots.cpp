@@ -1,5 +1,5 @@
 // dots over torch's tensors: checks, and memory for the results.
-#include "dots.h"
+#include "ops.h"
 
 namespace abckd {
 namespace {
@@ -18,28 +18,32 @@ void check(const Tensor& x, const Tensor& y) {
 
 }  // namespace
 
-Tensor dots_forward(const DotsLaunchers& launchers, const Tensor& x, const Tensor& y) {
+Tensor dots_forward(const Device& device, const Tensor& x, const Tensor& y) {
   check(x, y);
   const OnDeviceOf current(x);
   const Tensor rows = x.contiguous(), others = y.contiguous();
   const Tensor dots = at::empty({x.size(0), x.size(1), kDotProducts}, x.options().dtype(at::kDouble));
   DotsArguments a = arguments_of(rows, others);
   a.dots = dots.mutable_data_ptr<double>();
-  if (dots.numel() > 0) launchers.forward(a);
+  if (dots.numel() > 0) device.dots_forward(a);
   return dots;
 }
 
-Tensor dots_backward(const DotsLaunchers& launchers, const Tensor& factors, const Tensor& x, const Tensor& y) {
+std::tuple<Tensor, Tensor> dots_backward(const Device& device, const Tensor& grad_products, const Tensor& x,
+                                         const Tensor& y, c10::List<bool> needed) {
   check(x, y);
-  check_shape("factors", factors, {x.size(0), x.size(1), 3});
-  check_device("factors", factors, x.device());
+  check_shape("grad_products", grad_products, {x.size(0), x.size(1), kDotProducts});
+  check_device("grad_products", grad_products, x.device());
+  TORCH_CHECK_VALUE(needed.size() == 2, "needed: expected 2 items, got ", needed.size());
   const OnDeviceOf current(x);
-  const Tensor rows = x.contiguous(), others = y.contiguous(), given = factors.to(at::kDouble).contiguous();
-  const Tensor result = empty_as(rows);
-  if (result.numel() > 0) {
-    launchers.backward({arguments_of(rows, others), given.const_data_ptr<double>(), result.mutable_data_ptr()});
+  const Tensor rows = x.contiguous(), others = y.contiguous(), grads = grad_products.to(at::kDouble).contiguous();
+  const auto result = [&](int index) { return needed.get(index) ? empty_as(rows) : at::empty({0}, x.options()); };
+  const Tensor of_x = result(0), of_y = result(1);
+  const auto pointer = [&](int index, const Tensor& grad) { return needed.get(index) ? grad.mutable_data_ptr() : nullptr; };
+  if (rows.numel() > 0) {
+    device.dots_backward({arguments_of(rows, others), grads.const_data_ptr<double>(), pointer(0, of_x), pointer(1, of_y)});
   }
-  return result;
+  return {of_x, of_y};
 }
 
 }  // namespace abckd

@@ -1,5 +1,5 @@
 // gram over torch's tensors: checks, memory for the results, and where the rows of each axis lie.
-#include "gram.h"
+#include "ops.h"
 
 namespace abckd {
 namespace {
@@ -47,24 +47,24 @@ Tensor checked(const Tensor& x, std::string_view axis) {
 
 }  // namespace
 
-Tensor gram_forward(const GramLaunchers& launchers, const Tensor& x, std::string_view axis, bool shifted) {
+Tensor gram_forward(const Device& device, const Tensor& x, std::string_view axis, bool shifted) {
   const OnDeviceOf current(x);
   const Tensor input = checked(x, axis);
   GramArguments a = rows_of(input, axis, shifted);
   const Tensor grams = at::empty({a.groups, a.rows, a.rows}, x.options().dtype(at::kDouble));
   a.grams = grams.mutable_data_ptr<double>();
-  if (grams.numel() > 0) launchers.forward(a);
+  if (grams.numel() > 0) device.gram_forward(a);
   return grams;
 }
 
-Tensor gram_backward(const GramLaunchers& launchers, const Tensor& grad, const Tensor& x, std::string_view axis, bool shifted) {
+Tensor gram_backward(const Device& device, const Tensor& grad, const Tensor& x, std::string_view axis, bool shifted) {
   const OnDeviceOf current(x);
   const Tensor input = checked(x, axis);
   const GramArguments a = rows_of(input, axis, shifted);
   check_shape("grad", grad, {a.groups, a.rows, a.rows});
   check_device("grad", grad, x.device());
   const Tensor grads = grad.to(at::kDouble).contiguous(), result = empty_as(input);
-  if (result.numel() > 0) launchers.backward({a, grads.const_data_ptr<double>(), result.mutable_data_ptr()});
+  if (result.numel() > 0) device.gram_backward({a, grads.const_data_ptr<double>(), result.mutable_data_ptr()});
   return result;
 }
 

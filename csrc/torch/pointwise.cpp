@@ -1,5 +1,5 @@
 // pointwise over torch's tensors: checks, memory for the results, and the pointers and sizes that launchers want.
-#include "pointwise.h"
+#include "ops.h"
 
 namespace abckd {
 namespace {
@@ -69,19 +69,19 @@ struct Operands {
 
 }  // namespace
 
-Tensor pointwise_forward(const PointwiseLaunchers& launchers, const Tensor& student, const Tensor& teacher, const MaybeTensor& third,
-                         const MaybeTensor& per_channel, std::string_view kind, double parameter, const MaybeTensor& lengths,
-                         int64_t padded_length) {
+Tensor pointwise_forward(const Device& device, const Tensor& student, const Tensor& teacher, const MaybeTensor& third,
+                         const MaybeTensor& per_channel, std::string_view kind, double parameter,
+                         const MaybeTensor& lengths, int64_t padded_length) {
   const OnDeviceOf current(student);
   Operands operands(student, teacher, third, per_channel, kind, parameter, lengths, padded_length);
   const auto options = student.options().dtype(accumulation_type(student.scalar_type()));
   const Tensor sums = at::empty({student.size(0), student.size(1)}, options);
   operands.arguments.sums = sums.mutable_data_ptr();
-  launchers.forward(operands.arguments);
+  device.pointwise_forward(operands.arguments);
   return sums;
 }
 
-std::vector<Tensor> pointwise_backward(const PointwiseLaunchers& launchers, const Tensor& grad, const Tensor& student,
+std::tuple<Tensor, Tensor> pointwise_backward(const Device& device, const Tensor& grad, const Tensor& student,
                                        const Tensor& teacher, const MaybeTensor& third, const MaybeTensor& per_channel,
                                        std::string_view kind, double parameter, const MaybeTensor& lengths,
                                        int64_t padded_length) {
@@ -90,11 +90,12 @@ std::vector<Tensor> pointwise_backward(const PointwiseLaunchers& launchers, cons
   check_shape("grad", grad, {student.size(0), student.size(1)});
   check_device("grad", grad, student.device());
   const Tensor wide = grad.to(accumulation_type(student.scalar_type())).contiguous();
-  std::vector<Tensor> results{empty_as(operands.student)};
-  if (operands.third.defined()) results.push_back(empty_as(operands.student));
-  launchers.backward({operands.arguments, wide.const_data_ptr(), results[0].mutable_data_ptr(),
-                      results.size() > 1 ? results[1].mutable_data_ptr() : nullptr});
-  return results;
+  const bool has_third = operands.third.defined();
+  const Tensor of_student = empty_as(operands.student);
+  const Tensor of_third = has_third ? empty_as(operands.student) : at::empty({0}, student.options());
+  device.pointwise_backward({operands.arguments, wide.const_data_ptr(), of_student.mutable_data_ptr(),
+                      has_third ? of_third.mutable_data_ptr() : nullptr});
+  return {of_student, of_third};
 }
 
 }  // namespace abckd

@@ -1,5 +1,5 @@
 // project over torch's tensors: checks, memory for the results, and the pointers and sizes that launchers want.
-#include "project.h"
+#include "ops.h"
 
 namespace abckd {
 namespace {
@@ -59,24 +59,25 @@ struct Operands {
 
 }  // namespace
 
-Tensor project_forward(const ProjectLaunchers& launchers, const Tensor& student, const Tensor& weight, at::TensorList teachers,
-                       const MaybeTensor& bias, const MaybeTensor& attention, const MaybeTensor& lengths, int64_t padded_length) {
+Tensor project_forward(const Device& device, const Tensor& student, const Tensor& weight, at::TensorList teachers,
+                       const MaybeTensor& bias, const MaybeTensor& attention, const MaybeTensor& lengths,
+                       int64_t padded_length) {
   const OnDeviceOf current(student);
   Operands operands(student, weight, teachers, bias, attention, lengths, padded_length);
   const Tensor errors = at::empty({student.size(0)}, operands.weight.options());
   operands.arguments.errors = errors.mutable_data_ptr();
-  launchers.forward(operands.arguments);
+  device.project_forward(operands.arguments);
   return errors;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> project_backward(const ProjectLaunchers& launchers, const Tensor& error_grads,
-                                                            const Tensor& student, const Tensor& weight, at::TensorList teachers,
-                                                            const MaybeTensor& bias, const MaybeTensor& attention,
-                                                            const MaybeTensor& lengths, int64_t padded_length,
-                                                            c10::List<bool> wanted) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> project_backward(const Device& device, const Tensor& error_grads,
+                                                            const Tensor& student, const Tensor& weight,
+                                                            at::TensorList teachers, const MaybeTensor& bias,
+                                                            const MaybeTensor& attention, const MaybeTensor& lengths,
+                                                            int64_t padded_length, c10::List<bool> needed) {
   const OnDeviceOf current(student);
   const Operands operands(student, weight, teachers, bias, attention, lengths, padded_length);
-  TORCH_CHECK_VALUE(wanted.size() == 4, "wanted: expected 4 items, got ", wanted.size());
+  TORCH_CHECK_VALUE(needed.size() == 4, "needed: expected 4 items, got ", needed.size());
   check_shape("error_grads", error_grads, {student.size(0)});
   check_device("error_grads", error_grads, student.device());
   const Tensor grads = error_grads.to(operands.weight.scalar_type()).contiguous();
@@ -84,15 +85,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> project_backward(const ProjectLaunche
   ProjectBackwardArguments backward{a, grads.const_data_ptr(), nullptr, nullptr, nullptr, nullptr};
   Tensor results[4];
   const auto make = [&](int index, void*& pointer, auto&& tensor) {
-    results[index] = wanted.get(index) ? tensor() : at::empty({0}, (index == 0 ? student : operands.weight).options());
-    if (wanted.get(index)) pointer = results[index].mutable_data_ptr();
+    results[index] = needed.get(index) ? tensor() : at::empty({0}, (index == 0 ? student : operands.weight).options());
+    if (needed.get(index)) pointer = results[index].mutable_data_ptr();
   };
   const auto sums = [&](at::IntArrayRef shape) { return at::empty(shape, operands.weight.options()); };
   make(0, backward.student_grad, [&] { return empty_as(operands.student); });
   make(1, backward.weight_grad, [&] { return sums({a.teacher_channels, a.student_channels}); });
   make(2, backward.bias_grad, [&] { return sums({a.teacher_channels}); });
   make(3, backward.attention_grad, [&] { return sums({a.batch, a.teacher_count}); });
-  launchers.backward(backward);
+  device.project_backward(backward);
   return {results[0], results[1], results[2], results[3]};
 }
 

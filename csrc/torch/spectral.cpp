@@ -1,5 +1,5 @@
 // spectral over torch's tensors: checks, memory for the results, and how the bins lie.
-#include "spectral.h"
+#include "ops.h"
 
 #include <cmath>
 
@@ -44,8 +44,9 @@ SpectralArguments describe(const Tensor& student, const Tensor& teacher, double 
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> spectral_forward(const SpectralLaunchers& launchers, const Tensor& student, const Tensor& teacher,
-                                            double exponent, double eps, const MaybeTensor& lengths, int64_t padded_length) {
+std::tuple<Tensor, Tensor> spectral_forward(const Device& device, const Tensor& student, const Tensor& teacher,
+                                            double exponent, double eps, const MaybeTensor& lengths,
+                                            int64_t padded_length) {
   check(student, teacher, exponent, eps);
   const OnDeviceOf current(student);
   const Lengths valid(lengths, padded_length, student.size(0), student.device());
@@ -56,16 +57,16 @@ std::tuple<Tensor, Tensor> spectral_forward(const SpectralLaunchers& launchers, 
   a.magnitude = magnitude.mutable_data_ptr();
   a.complex = complex.mutable_data_ptr();
   if (a.batch > 0) {
-    const Tensor scratch = workspace(launchers.forward_workspace(a), student);
+    const Tensor scratch = workspace(device.spectral_forward_workspace(a), student);
     a.workspace = scratch.mutable_data_ptr();
-    launchers.forward(a);
+    device.spectral_forward(a);
   }
   return {magnitude, complex};
 }
 
-Tensor spectral_backward(const SpectralLaunchers& launchers, const Tensor& magnitude_grads, const Tensor& complex_grads,
-                         const Tensor& student, const Tensor& teacher, double exponent, double eps, const MaybeTensor& lengths,
-                         int64_t padded_length) {
+Tensor spectral_backward(const Device& device, const Tensor& magnitude_grads, const Tensor& complex_grads,
+                         const Tensor& student, const Tensor& teacher, double exponent, double eps,
+                         const MaybeTensor& lengths, int64_t padded_length) {
   check(student, teacher, exponent, eps);
   const OnDeviceOf current(student);
   const Lengths valid(lengths, padded_length, student.size(0), student.device());
@@ -82,7 +83,7 @@ Tensor spectral_backward(const SpectralLaunchers& launchers, const Tensor& magni
   a.magnitude = const_cast<void*>(magnitude.const_data_ptr());
   a.complex = const_cast<void*>(complex.const_data_ptr());
   a.result = result.mutable_data_ptr();
-  if (a.batch > 0) launchers.backward(a);
+  if (a.batch > 0) device.spectral_backward(a);
   return result;
 }
 

@@ -1,5 +1,5 @@
 // tap over torch's tensors: checks, memory for the results, and the tables of pointers and sizes that launchers want.
-#include "tap.h"
+#include "ops.h"
 
 namespace abckd {
 namespace {
@@ -23,7 +23,7 @@ TapLayer layer_of(const Tensor& x) {
   return {x.const_data_ptr(), is_channels_last(x), x.size(1), x.size(2), x.dim() == 4 ? x.size(3) : 1, nullptr, nullptr};
 }
 
-// Calls launch(arguments, layers, count) once per dtype that occurs.
+// Calls launch(arguments) once per dtype that occurs.
 template <typename Layer, typename Launch>
 void launch_by_dtype(const std::vector<Tensor>& features, const std::vector<Layer>& layers, int64_t power,
                      const Padding& padding, const Launch& launch) {
@@ -33,15 +33,18 @@ void launch_by_dtype(const std::vector<Tensor>& features, const std::vector<Laye
     for (size_t i = 0; i < layers.size(); ++i) {
       if (dtype_of(features[i]) == dtype) same.push_back(layers[i]);
     }
-    TapArguments arguments{dtype, static_cast<int>(power), features[0].size(0), padding, nullptr};
-    if (!same.empty()) launch(arguments, same.data(), static_cast<int64_t>(same.size()));
+    TapArguments<Layer> arguments{dtype,   static_cast<int>(power), features[0].size(0),
+                                  padding, same.data(),             static_cast<int64_t>(same.size()),
+                                  nullptr};
+    if (!same.empty()) launch(arguments);
   }
 }
 
 }  // namespace
 
-std::tuple<std::vector<Tensor>, std::vector<Tensor>> tap_forward(const TapLaunchers& launchers, at::TensorList features, int64_t power,
-                                                                 bool means, const MaybeTensor& lengths, int64_t padded_length) {
+std::tuple<std::vector<Tensor>, std::vector<Tensor>> tap_forward(const Device& device, at::TensorList features,
+                                                                 int64_t power, bool means, const MaybeTensor& lengths,
+                                                                 int64_t padded_length) {
   TORCH_CHECK_VALUE(!features.empty(), "features: expected at least one");
   const OnDeviceOf current(features[0]);
   std::vector<Tensor> maps, channel_means, inputs;
@@ -59,15 +62,15 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> tap_forward(const TapLaunch
       layers.back().mean = channel_means.back().mutable_data_ptr();
     }
   }
-  launch_by_dtype(inputs, layers, power, valid.padding, [&](TapArguments& a, const TapLayer* first, int64_t count) {
-    const Tensor scratch = workspace(launchers.forward_workspace(a, first, count), features[0]);
+  launch_by_dtype(inputs, layers, power, valid.padding, [&](TapArguments<TapLayer>& a) {
+    const Tensor scratch = workspace(device.tap_forward_workspace(a), features[0]);
     a.workspace = scratch.mutable_data_ptr();
-    launchers.forward(a, first, count);
+    device.tap_forward(a);
   });
   return {maps, channel_means};
 }
 
-std::vector<Tensor> tap_backward(const TapLaunchers& launchers, const OptionalTensors& grads, at::TensorList features,
+std::vector<Tensor> tap_backward(const Device& device, const OptionalTensors& grads, at::TensorList features,
                                  const OptionalTensors& map_grads, const OptionalTensors& mean_grads, int64_t power,
                                  const MaybeTensor& lengths, int64_t padded_length) {
   TORCH_CHECK_VALUE(!features.empty(), "features: expected at least one");
@@ -103,7 +106,7 @@ std::vector<Tensor> tap_backward(const TapLaunchers& launchers, const OptionalTe
     layer.result = results.back().mutable_data_ptr();
     layers.push_back(layer);
   }
-  launch_by_dtype(inputs, layers, power, valid.padding, launchers.backward);
+  launch_by_dtype(inputs, layers, power, valid.padding, device.tap_backward);
   return results;
 }
 

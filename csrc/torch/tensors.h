@@ -102,14 +102,4 @@ struct Lengths {
 // Scratch memory of a launch.
 inline Tensor workspace(int64_t bytes, const Tensor& like) { return at::empty({bytes}, like.options().dtype(at::kByte)); }
 
-// `op` with its first argument, the launchers of a device, fixed.
-template <const auto& kLaunchers, auto op>
-struct On;
-
-template <const auto& kLaunchers, typename Launchers, typename Result, typename... Arguments,
-          Result (*op)(const Launchers&, Arguments...)>
-struct On<kLaunchers, op> {
-  static Result call(Arguments... arguments) { return op(kLaunchers, arguments...); }
-};
-
 }  // namespace abckd

@@ -60,10 +60,10 @@ def pad(s, t, log_variances, eps=1e-6):
     return ((t - s) ** 2 / (eps + np.exp(log_variances)) + log_variances).mean()
 
 
-def srd(s, t, exponent=4.0, reduction="sample"):
+def srd(s, t, power=4.0, convention="paper"):
     s, t = on_one_grid(s, t)
-    d = np.abs(s - t) ** exponent
-    if reduction == "batch":
+    d = np.abs(s - t) ** power
+    if convention == "published":
         return np.log(d.sum())
     return np.mean([np.log(1 + sample.mean() / 1e-8) for sample in d])
 

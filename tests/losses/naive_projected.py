@@ -107,17 +107,17 @@ def fused(students, teachers, parameters, norm="batch"):
 # ---------------------------------------------------------------------------------------------- factors
 
 
-def ft(s, t, normalize="map", power=2, exponent=1.0):
+def ft(s, t, normalize="map", power=2, p=1.0):
     s, t = on_one_grid(s, t)
     total = 0.0
     for x, y in zip(s, t, strict=True):
         if normalize == "map":
             x, y = ((np.abs(z) ** power).mean(0) for z in (x, y))
         difference = np.abs(x / np.sqrt((x**2).sum()) - y / np.sqrt((y**2).sum()))
-        if normalize == "factor" and exponent != 1:
-            total += (difference**exponent).sum() ** (1 / exponent)
+        if normalize == "factor" and p != 1:
+            total += (difference**p).sum() ** (1 / p)
         else:
-            total += (difference**exponent).mean()
+            total += (difference**p).mean()
     return total / len(s)
 
 

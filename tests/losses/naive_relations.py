@@ -101,7 +101,7 @@ def cc(s, t, kernel="gaussian", gamma=0.4, order=2, normalize=True):
     for x in map(rows, (s, t)):
         g = normalised(x) @ normalised(x).T if normalize else x @ x.T
         series = sum((2 * gamma * g) ** p / math.factorial(p) for p in range(order + 1))
-        k.append(g if kernel == "bilinear" else math.exp(-2 * gamma) * series)
+        k.append(g if kernel == "linear" else math.exp(-2 * gamma) * series)
     return ((k[0] - k[1]) ** 2).sum() / len(s) ** 2
 
 

@@ -12,10 +12,10 @@ from suite import Loss, gradients
 from torch import nn
 
 from abckd_kernels.losses import hints as h
-from abckd_kernels.losses.features import Padding
-from abckd_kernels.losses.hints import connector
-from abckd_kernels.losses.hints.connector import Connector
-from abckd_kernels.losses.hints.matching import sums
+from abckd_kernels.losses.common.features import Padding
+from abckd_kernels.losses.hints import _connector as connector
+from abckd_kernels.losses.hints._connector import Connector
+from abckd_kernels.losses.hints._matching import sums
 
 OTHER = (3, 9, 4)  # another size
 WIDE = (4, 6, 5)  # other channels
@@ -57,14 +57,15 @@ LOSSES = [
     Loss("pad", None, naive.pad_module, module=lambda: h.PADLoss(3, 4), **learned),
     Loss("pad", None, naive.pad_module, module=lambda: h.PADLoss(3, 3), **learned | {"teacher": (3, 6, 5)}),
     Loss("srd", h.srd_loss, naive.srd, vectors=True, **plain, **no_module),
-    Loss("srd", h.srd_loss, naive.srd, options={"exponent": 1.5}, **sized, **no_module),
-    Loss("srd", h.srd_loss, naive.srd, options={"reduction": "batch"}, of_batch=True, **plain, **signed, **no_module),
+    Loss("srd", h.srd_loss, naive.srd, options={"power": 1.5}, **sized, **no_module),
+    Loss("srd", h.srd_loss, naive.srd, options={"convention": "published"}, of_batch=True, **plain, **signed,
+         **no_module),
     Loss("srd", None, naive.srd_module, module=lambda: h.SRDLoss(3, 4), **learned),
     Loss("ab", h.ab_loss, naive.ab, **plain, **apart),
-    Loss("ab", h.ab_loss, naive.ab, options={"margin": 0.3, "reduction": "sum"}, **sized, **apart),
+    Loss("ab", h.ab_loss, naive.ab, options={"margin": 0.3, "reduction": "batchmean"}, **sized, **apart),
     Loss("ab", None, naive.ab_module, module=lambda: h.ABLoss(3, 4), **learned),
     Loss("ofd", h.ofd_loss, naive.ofd, extra=with_margins, **plain, **no_module),
-    Loss("ofd", h.ofd_loss, naive.ofd, extra=with_margins, options={"reduction": "sum"}, **sized, **no_module),
+    Loss("ofd", h.ofd_loss, naive.ofd, extra=with_margins, options={"reduction": "batchmean"}, **sized, **no_module),
     Loss("ofd", None, naive.ofd_module, module=lambda: h.OFDLoss(3, 4), **learned),
 ]  # fmt: skip
 
@@ -92,7 +93,7 @@ def published_ab(peer):
     own = {"conv.weight": "linear.weight", "bn.weight": "norm.weight", "bn.bias": "norm.bias"}
     names = {f"connectors.{i}.{k}": f"connected.layers.{i}.{v}" for i in range(3) for k, v in own.items()}
     weights = [2.0 ** (i - 2) * 3 / 1000 for i in range(3)]
-    module = h.ABLoss([4, 6, 8], [10, 12, 14], reduction="sum", weights=weights)
+    module = h.ABLoss([4, 6, 8], [10, 12, 14], reduction="batchmean", weights=weights)
     form, parameters = with_parameters(module, names, peer)
     return form(peer.students, peer.teachers), parameters
 
@@ -102,7 +103,7 @@ def published_ofd(peer):
     names = {f"connectors.connectors.{i}.{k}": f"layers.{i}.{v}" for i in range(3) for k, v in own.items()}
     margins = [peer[f"x.margin{i}"].flatten() for i in range(3)]
     weights = [2.0 ** -(3 - i - 1) for i in range(3)]
-    module = h.OFDLoss([4, 6, 8], [10, 12, 14], margins, reduction="sum", weights=weights)
+    module = h.OFDLoss([4, 6, 8], [10, 12, 14], margins, reduction="batchmean", weights=weights)
     form, parameters = with_parameters(module, names, peer)
     return form(peer.students, peer.teachers), parameters
 
@@ -117,7 +118,7 @@ def published_srd(peer):
     divergence = nn.functional.kl_div(
         s_logits.log_softmax(1), t_logits.log_softmax(1), log_target=True, reduction="batchmean"
     )
-    return h.srd_loss(s, t, reduction="batch", weights=[2.0]) + divergence, {}
+    return h.srd_loss(s, t, convention="published", weights=[2.0]) + divergence, {}
 
 
 PUBLISHED = {
@@ -127,7 +128,7 @@ PUBLISHED = {
     "td__VID_eq": lambda peer: published_vid(peer, "soft_plus_param"),
     "td__PAD_L2": published_pad,
     "td__SRD": published_srd,
-    "td__AltAct_mean": (h.ab_loss, {"reduction": "sum"}),
+    "td__AltAct_mean": (h.ab_loss, {"reduction": "batchmean"}),
     "rep__AB_connector_3layers": published_ab,
     "md__OFD_eq_3layers": published_ofd,
 }
@@ -263,14 +264,14 @@ def test_margins_need_a_batch_norm_with_parameters():
 def test_srd_is_the_logarithm_of_the_mean_where_features_differ():
     student, teacher = torch.randn(1, 3, 6).double(), torch.randn(1, 3, 6).double()
     student.requires_grad_()
-    sample, batch = (h.srd_loss(student, teacher, reduction=name) for name in ("sample", "batch"))
+    sample, batch = (h.srd_loss(student, teacher, convention=name) for name in ("paper", "published"))
     assert sample.item() == pytest.approx(batch.item() - math.log(18) - math.log(1e-8), abs=1e-6)
     torch.testing.assert_close(gradients(sample, student), gradients(batch, student), rtol=1e-6, atol=1e-9)
 
 
 def test_published_srd_of_equal_features_has_no_gradient():
     student = torch.randn(2, 3, 6, requires_grad=True)
-    value = h.srd_loss(student, student.detach(), reduction="batch")
+    value = h.srd_loss(student, student.detach(), convention="published")
     assert value.isfinite() and gradients(value, student)[0].abs().max() == 0
 
 
@@ -296,9 +297,9 @@ WRONG = [
     (lambda: h.vid_loss(S, S, 1.0), TypeError, ["scales", "1.0"]),
     (lambda: h.pad_loss(S, S, S[:1]), ValueError, ["log_variances[0]", "(2, 3, 6, 4)", "(1, 3, 6, 4)"]),
     (lambda: h.pad_loss(S, S, [S, S]), ValueError, ["log_variances", "1", "2"]),
-    (lambda: h.pad_loss(S, S, S, eps=0.0), ValueError, ["parameter", "positive", "0.0"]),
-    (lambda: h.srd_loss(S, S, reduction="mean"), ValueError, ["reduction", "'sample'", "'mean'"]),
-    (lambda: h.ab_loss(S, S, reduction="batch"), ValueError, ["reduction", "'sum'", "'batch'"]),
+    (lambda: h.pad_loss(S, S, S, eps=0.0), ValueError, ["eps", "above 0", "0.0"]),
+    (lambda: h.srd_loss(S, S, convention="mean"), ValueError, ["convention", "'paper'", "'mean'"]),
+    (lambda: h.ab_loss(S, S, reduction="batch"), ValueError, ["reduction", "'batchmean'", "'batch'"]),
     (lambda: h.ofd_loss(S, S, torch.zeros(5)), ValueError, ["margins[0]", "(3,)", "(5,)"]),
     (lambda: h.ofd_loss(S, S, [torch.zeros(3)] * 2), ValueError, ["margins", "1", "2"]),
     (lambda: h.VIDLoss(3, 5, initial_variance=0.0), ValueError, ["initial_variance", "0.0"]),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from suite import *  # noqa: F403 - the tests that every loss passes
 from suite import Loss, Vectors, gradients
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional
 
 from abckd_kernels.losses import response as r
@@ -38,7 +39,7 @@ LOSSES = [
     Loss("kl", r.kl_loss, naive.kl, **MAPS, options={"reverse": True, "temperature": 1.5}),
     Loss("kl", r.kl_loss, naive.kl, **MAPS, options={"standardize": True, "temperature": 2.0}),
     Loss("kl", r.kl_loss, naive.kl, **ROWS, options={"reduction": "rows"}),
-    Loss("kl", r.kl_loss, naive.kl, **MAPS, options={"reduction": "batch"}),
+    Loss("kl", r.kl_loss, naive.kl, **MAPS, options={"reduction": "batchmean"}),
     Loss("jsd", r.jsd_loss, naive.jsd, **MAPS),
     Loss("jsd", r.jsd_loss, naive.jsd, **ROWS, options={"beta": 0.1, "temperature": 2.0}),
     Loss("jsd", r.jsd_loss, naive.jsd, **ROWS, options={"beta": 1.0, "convention": "published"}),
@@ -52,7 +53,7 @@ LOSSES = [
 # ---------------------------------------------------------------------------------------------- rows that count
 
 
-@pytest.mark.parametrize("reduction", ["samples", "rows", "batch"])
+@pytest.mark.parametrize("reduction", ["mean", "rows", "batchmean"])
 def test_reductions(reduction):
     student, teacher = (torch.randn(3, 4, 5, dtype=torch.float64) for _ in "st")
     ignore = torch.zeros(3, 5, dtype=torch.bool)
@@ -62,7 +63,7 @@ def test_reductions(reduction):
         (student / 4).log_softmax(1), (teacher / 4).log_softmax(1), reduction="none", log_target=True
     ).sum(1)
     each = each.masked_fill(ignore, 0)
-    expected = {"samples": (each[0, 0] + each[1].mean()) / 2, "rows": each.sum() / 6, "batch": each.sum() / 3}
+    expected = {"mean": (each[0, 0] + each[1].mean()) / 2, "rows": each.sum() / 6, "batchmean": each.sum() / 3}
     torch.testing.assert_close(values, expected[reduction])
 
 
@@ -168,6 +169,74 @@ def test_dist_near_equality_keeps_its_digits(dtype):
     teacher = teacher.to(dtype)
     exact = r.dist_loss(student.double(), teacher.double())
     assert r.dist_loss(student, teacher).item() == pytest.approx(exact.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("wide", ["student", "teacher"])
+def test_dkd_of_two_dtypes(wide):
+    """As that of both in the wider one."""
+    student, teacher = rows(6)(torch.float32, 5, 0)
+    y = teacher.argmax(1)
+    expected = r.dkd_loss(student.double(), teacher.double(), y)
+    mixed = (x.double() if name == wide else x for name, x in (("student", student), ("teacher", teacher)))
+    mixed = [x.requires_grad_(index == 0) for index, x in enumerate(mixed)]
+    value = r.dkd_loss(*mixed, y)
+    torch.testing.assert_close(value, expected)
+    assert gradients(value, mixed[0])[0].dtype == mixed[0].dtype
+
+
+# ---------------------------------------------------------------------------------------------- compiled steps
+
+LABELS = torch.arange(32) % 10
+CHANGING = {
+    "kl temperature": lambda s, t, x: r.kl_loss(s, t, temperature=x),
+    "kl standardized temperature": lambda s, t, x: r.kl_loss(s, t, temperature=x, standardize=True),
+    "jsd temperature": lambda s, t, x: r.jsd_loss(s, t, temperature=x),
+    "jsd beta": lambda s, t, x: r.jsd_loss(s, t, beta=x / 10),
+    "jsd published beta": lambda s, t, x: r.jsd_loss(s, t, beta=x / 10, convention="published"),
+    "dkd temperature": lambda s, t, x: r.dkd_loss(s, t, LABELS, temperature=x),
+    "dkd alpha and beta": lambda s, t, x: r.dkd_loss(s, t, LABELS, alpha=x, beta=2 * x),
+    "dist temperature": lambda s, t, x: r.dist_loss(s, t, temperature=x),
+    "dist beta and gamma": lambda s, t, x: r.dist_loss(s, t, beta=x, gamma=2 * x),
+    "kl weights": lambda s, t, x: r.kl_loss(s, t, weights=[x]),
+    "jsd weights of two": lambda s, t, x: r.jsd_loss([s, s], [t, t], weights=[x, 2 * x]),
+    "dkd weights": lambda s, t, x: r.dkd_loss(s, t, LABELS, weights=[x]),
+    "dist weights": lambda s, t, x: r.dist_loss(s, t, weights=[x]),
+}
+
+
+def assert_compiled_twice(function, calls, dynamic=None):
+    """Once for the first of the calls (student, teacher, ...), once more for all others; with eager's results."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=dynamic)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for student, *others in calls:
+        results = []
+        for form in (function, compiled):
+            leaf = student.detach().clone().requires_grad_()
+            value = form(leaf, *others)
+            results.append((value, *gradients(value, leaf)))
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before <= 2
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_values_that_change_do_not_recompile(name):
+    student, teacher = rows(10)(torch.float32, 32, 0)
+    values = (4.0, 3.5, 3.0, 2.5, 2.25, 1.75, 1.5, 1.25)
+    assert_compiled_twice(CHANGING[name], [(student, teacher, x) for x in values])
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("name", ["kl", "jsd", "dkd", "dist"])
+def test_batch_sizes_that_change_do_not_recompile(name, dynamic):
+    sizes = (32, 33, 40, 70, 64, 100, 9, 48)
+    calls = []
+    for size in sizes:
+        student, teacher = rows(10)(torch.float32, size, 0)
+        calls.append((student, teacher, *([teacher.argmax(1)] if name == "dkd" else [])))
+    assert_compiled_twice(getattr(r, f"{name}_loss"), calls, dynamic)
 
 
 # ---------------------------------------------------------------------------------------------- published numbers

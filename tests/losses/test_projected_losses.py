@@ -8,8 +8,8 @@ from suite import *  # noqa: F403 - the tests that every loss passes
 from suite import Loss, gradients
 
 from abckd_kernels.losses import hints as h
-from abckd_kernels.losses.features import Padding
-from abckd_kernels.losses.hints import pyramid
+from abckd_kernels.losses.common.features import Padding
+from abckd_kernels.ops.pyramid import reference as pyramid
 
 OTHER = (3, 9, 4)  # another size
 WIDE = (4, 6, 5)  # other channels
@@ -50,9 +50,9 @@ LOSSES = [
     Loss("review fused", **fusion("batch"), invariant="batch", **of_batch),
     Loss("review fused by instance", **fusion("instance"), invariant="batch", **signed),
     Loss("ft", h.ft_loss, naive.ft, teacher=WIDE),
-    Loss("ft", h.ft_loss, naive.ft, teacher=OTHER, options={"power": 1, "exponent": 2.0}, half_scale=20),
+    Loss("ft", h.ft_loss, naive.ft, teacher=OTHER, options={"power": 1, "p": 2.0}, half_scale=20),
     Loss("ft", h.ft_loss, naive.ft, options={"normalize": "factor"}, **plain | {"invariant": "scale batch"}),
-    Loss("ft", h.ft_loss, naive.ft, options={"normalize": "factor", "exponent": 2.0},
+    Loss("ft", h.ft_loss, naive.ft, options={"normalize": "factor", "p": 2.0},
          **sized | {"invariant": "scale batch"}),
     Loss("ft translated", None, naive.ft_module, module=lambda: h.FTLoss(3, 4), teacher=WIDE, **of_batch,
          invariant="batch", spatial=(2,),
@@ -234,7 +234,7 @@ WRONG = [
     (lambda: h.ReviewLoss(3, 5, norm="layer"), ValueError, ["norm", "'instance'", "'layer'"]),
     (lambda: h.ft_loss(S, T, normalize="factor"), ValueError, ["teacher_features[0]", "channels 3", "5"]),
     (lambda: h.ft_loss(S, T, normalize="none"), ValueError, ["normalize", "'map'", "'none'"]),
-    (lambda: h.ft_loss(S, T, exponent=0.5), ValueError, ["exponent", "0.5"]),
+    (lambda: h.ft_loss(S, T, p=0.5), ValueError, ["p:", "0.5"]),
     (lambda: h.FTLoss(3, 5, rate=0), ValueError, ["rate", "0"]),
     (lambda: h.FTLoss(3, 5)(S[..., 0], T[..., 0]), ValueError, ["student_features[0]", "4 axes", "(2, 3, 6)"]),
     (lambda: h.FTLoss().reconstruction_loss(T), ValueError, ["teacher_channels"]),

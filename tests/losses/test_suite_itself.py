@@ -5,7 +5,7 @@ import suite
 import torch
 from suite import Loss
 
-from abckd_kernels.losses.features import Padding
+from abckd_kernels.losses.common.features import Padding
 
 LOSSES = []
 

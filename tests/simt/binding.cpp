@@ -8,7 +8,9 @@ namespace {
 
 using namespace abckd;
 
-void check(cudaError_t status) { TORCH_CHECK(status == cudaSuccess, cudaGetErrorString(status)); }
+void check(const char* kernel, cudaError_t status) {
+  TORCH_CHECK(status == cudaSuccess, kernel, ": ", cudaGetErrorString(status));
+}
 
 void add(simt::Buffers& buffers, const char* name, const void* data, int64_t bytes) {
   if (data != nullptr) buffers.readable(name, data, bytes);
@@ -17,39 +19,36 @@ void add(simt::Buffers& buffers, const char* name, void* data, int64_t bytes) {
   if (data != nullptr) buffers.writable(name, data, bytes);
 }
 
+// Below, one function per kernel says what it may touch.
+
 // What map and mean are to a kernel: results of tap's forward, and gradients that its backward reads.
-template <typename Pointer>
-void add_layer(simt::Buffers& buffers, const TapArguments& a, const TapLayer& layer) {
+template <typename Pointer, typename Layer>
+void add_layer(simt::Buffers& buffers, const TapArguments<Layer>& a, const TapLayer& layer) {
   const int64_t positions = layer.frames * layer.bands;
   add(buffers, "x", layer.x, a.batch * layer.channels * positions * element_bytes(a.dtype));
   add(buffers, "map", Pointer(layer.map), a.batch * positions * sum_bytes(a.dtype));
   add(buffers, "mean", Pointer(layer.mean), a.batch * layer.channels * sum_bytes(a.dtype));
 }
 
-void tap_forward(const TapArguments& a, const TapLayer* layers, int64_t count) {
-  simt::Buffers buffers;
+void tap_forward(simt::Buffers& buffers, const TapArguments<TapLayer>& a) {
   add(buffers, "lengths", a.padding.lengths, a.batch * 8);
-  add(buffers, "workspace", a.workspace, cuda::tap_forward_workspace(a, layers, count));
-  for (int64_t l = 0; l < count; ++l) add_layer<void*>(buffers, a, layers[l]);
-  check(cuda::tap_forward(a, layers, count, nullptr));
+  add(buffers, "workspace", a.workspace, cuda::tap_forward_workspace(a));
+  for (int64_t l = 0; l < a.count; ++l) add_layer<void*>(buffers, a, a.layers[l]);
 }
 
-void tap_backward(const TapArguments& a, const TapBackwardLayer* layers, int64_t count) {
-  simt::Buffers buffers;
+void tap_backward(simt::Buffers& buffers, const TapArguments<TapBackwardLayer>& a) {
   add(buffers, "lengths", a.padding.lengths, a.batch * 8);
-  for (int64_t l = 0; l < count; ++l) {
-    const TapLayer& layer = layers[l].layer;
+  for (int64_t l = 0; l < a.count; ++l) {
+    const auto& [layer, grad, result] = a.layers[l];
     const int64_t bytes = a.batch * layer.channels * layer.frames * layer.bands * element_bytes(a.dtype);
     add_layer<const void*>(buffers, a, layer);
-    add(buffers, "grad", layers[l].grad, bytes);
-    add(buffers, "result", layers[l].result, bytes);
+    add(buffers, "grad", grad, bytes);
+    add(buffers, "result", result, bytes);
   }
-  check(cuda::tap_backward(a, layers, count, nullptr));
 }
 
-void compress_forward(const CompressArguments& a) {
+void compress_forward(simt::Buffers& buffers, const CompressArguments& a) {
   const int64_t bytes = a.is_double ? 8 : 4, pairs = a.batch * a.students * a.teachers;
-  simt::Buffers buffers;
   add(buffers, "lengths", a.padding.lengths, a.batch * 8);
   add(buffers, "workspace", a.workspace, cuda::compress_forward_workspace(a));
   for (int64_t i = 0; i < a.students; ++i) {
@@ -66,12 +65,10 @@ void compress_forward(const CompressArguments& a) {
   add(buffers, "attention", a.attention, pairs * bytes);
   add(buffers, "attention_grads", a.attention_grads, pairs * bytes);
   add(buffers, "map_grads", a.map_grads, a.batch * a.students * a.grid_frames * a.grid_bands * bytes);
-  check(cuda::compress_forward(a, nullptr));
 }
 
-void compress_backward(const CompressBackwardArguments& a) {
+void compress_backward(simt::Buffers& buffers, const CompressBackwardArguments& a) {
   const int64_t bytes = a.is_double ? 8 : 4;
-  simt::Buffers buffers;
   add(buffers, "lengths", a.padding.lengths, a.batch * 8);
   add(buffers, "distance_grads", a.distance_grads, a.batch * a.students * bytes);
   add(buffers, "map_grads", a.map_grads, a.batch * a.students * a.grid_frames * a.grid_bands * bytes);
@@ -79,7 +76,6 @@ void compress_backward(const CompressBackwardArguments& a) {
     const MapGrad& result = a.results[i];
     add(buffers, "result", result.data, a.batch * result.frames * result.bands * bytes);
   }
-  check(cuda::compress_backward(a, nullptr));
 }
 
 void add_spectra(simt::Buffers& buffers, const SpectralArguments& a) {
@@ -89,22 +85,18 @@ void add_spectra(simt::Buffers& buffers, const SpectralArguments& a) {
   add(buffers, "teacher", a.teacher, bytes);
 }
 
-void spectral_forward(const SpectralArguments& a) {
-  simt::Buffers buffers;
+void spectral_forward(simt::Buffers& buffers, const SpectralArguments& a) {
   add_spectra(buffers, a);
   add(buffers, "workspace", a.workspace, cuda::spectral_forward_workspace(a));
   add(buffers, "magnitude", a.magnitude, a.batch * sum_bytes(a.dtype));
   add(buffers, "complex", a.complex, a.batch * sum_bytes(a.dtype));
-  check(cuda::spectral_forward(a, nullptr));
 }
 
-void spectral_backward(const SpectralArguments& a) {
-  simt::Buffers buffers;
+void spectral_backward(simt::Buffers& buffers, const SpectralArguments& a) {
   add_spectra(buffers, a);
   add(buffers, "magnitude", static_cast<const void*>(a.magnitude), a.batch * sum_bytes(a.dtype));
   add(buffers, "complex", static_cast<const void*>(a.complex), a.batch * sum_bytes(a.dtype));
   add(buffers, "result", a.result, a.batch * a.bins * 2 * element_bytes(a.dtype));
-  check(cuda::spectral_backward(a, nullptr));
 }
 
 void add_logits(simt::Buffers& buffers, const DivergenceArguments& of) {
@@ -113,36 +105,35 @@ void add_logits(simt::Buffers& buffers, const DivergenceArguments& of) {
   add(buffers, "teacher", of.teacher, bytes);
 }
 
-void divergence_forward(const DivergenceForwardArguments& a) {
+void divergence_forward(simt::Buffers& buffers, const DivergenceForwardArguments& a) {
   const int64_t rows = a.of.outer * a.of.inner, bytes = rows * sum_bytes(a.of.dtype);
-  simt::Buffers buffers;
   add_logits(buffers, a.of);
   add(buffers, "ignore", static_cast<const void*>(a.ignore), rows);
   add(buffers, "values", a.values, bytes);
   add(buffers, "saved", a.saved, divergence_saved(a.of.kind) * bytes);
-  check(cuda::divergence_forward(a, nullptr));
 }
 
-void divergence_backward(const DivergenceBackwardArguments& a) {
+void divergence_backward(simt::Buffers& buffers, const DivergenceBackwardArguments& a) {
   const int64_t bytes = a.of.outer * a.of.inner * sum_bytes(a.of.dtype);
-  simt::Buffers buffers;
   add_logits(buffers, a.of);
   add(buffers, "value_grads", a.value_grads, bytes);
   add(buffers, "saved", a.saved, divergence_saved(a.of.kind) * bytes);
   add(buffers, "result", a.result, a.of.outer * a.of.classes * a.of.inner * element_bytes(a.of.dtype));
-  check(cuda::divergence_backward(a, nullptr));
 }
 
-constexpr TapLaunchers kTap{cuda::tap_forward_workspace, tap_forward, tap_backward};
-constexpr CompressLaunchers kCompress{kMostMaps, cuda::compress_forward_workspace, compress_forward, compress_backward};
-constexpr SpectralLaunchers kSpectral{cuda::spectral_forward_workspace, spectral_forward, spectral_backward};
-constexpr DivergenceLaunchers kDivergence{divergence_forward, divergence_backward};
+constexpr Device kDevice{
+    .most_maps = kMostMaps,
+#define ABCKD_ENTRY(kernel, Arguments)        \
+  .kernel = [](const Arguments& a) {          \
+    simt::Buffers buffers;                    \
+    kernel(buffers, a);                       \
+    check(#kernel, cuda::kernel(a, nullptr)); \
+  },
+    ABCKD_CUDA_KERNELS(ABCKD_ENTRY)
+#define ABCKD_WORKSPACE(kernel, Arguments) .kernel##_workspace = cuda::kernel##_workspace,
+    ABCKD_KERNELS_WITH_WORKSPACE(ABCKD_WORKSPACE)
+};
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(abckd, CPU, library) {
-  implement_tap<kTap>(library);
-  implement_compress<kCompress>(library);
-  implement_spectral<kSpectral>(library);
-  implement_divergence<kDivergence>(library);
-}
+TORCH_LIBRARY_IMPL(abckd, CPU, library) { ABCKD_CUDA_KERNELS(ABCKD_REGISTER) }

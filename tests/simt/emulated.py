@@ -21,7 +21,7 @@ OPS = ("tap", "compress", "divergence", "spectral")  # that have CUDA kernels
 def load() -> Library:
     """From now on the ops run the emulated CUDA kernels for CPU tensors, under the backend "cpu", in this process.
 
-    Raises Unavailable where there is no g++, or no extension that declares the ops in C++.
+    Raises Unavailable where there is no g++, or no extension: without it no op has a backend "cpu".
     """
     if abckd_kernels.backends.extension() is None:
         raise Unavailable(abckd_kernels.backends.EXTENSION_ERROR)

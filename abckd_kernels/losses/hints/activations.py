@@ -10,7 +10,8 @@ student_features   a feature or a list of n, float32, float64, bfloat16 or float
                    the teacher's channels, the modules have connectors.
 teacher_features   as many; detached.
 reduction          "mean": over positions and channels of a sample, its valid frames, and over samples, so that the loss
-                   does not grow with the feature. "sum": over positions and channels, mean over samples, as published.
+                   does not grow with the feature. "batchmean": sum over positions and channels, mean over samples, as
+                   published.
 lengths            (B,) integers: valid frames; what later ones hold is not read.
 padded_length      the frames to which lengths refer; default: T of the feature with most.
 weights            n numbers; default 1/n.
@@ -23,24 +24,27 @@ Traffic: forward reads S and T once, backward reads both once and writes the gra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice
-from ..features import Configured, Padding, batch_mean, weighted
-from .connector import Connector
-from .matching import Channels, Features, Learned, element_mean, layers, matched, sums
+from ..common.checks import listed
+from ..common.features import Padding, batch_mean, constant, weighted
+from ..common.modules import Configured
+from ..common.options import Positive, check_options
+from ._connector import Connector
+from ._matching import Channels, Features, Learned, channel_pairs, element_mean, matched, sums
 
-REDUCTIONS = ("mean", "sum")
+Reduction = Literal["mean", "batchmean"]
 
 
 def ab_loss(
     student_features: Features,
     teacher_features: Features,
     *,
-    margin: float = 1.0,
-    reduction: str = "mean",
+    margin: Positive = 1.0,
+    reduction: Reduction = "mean",
     lengths: Tensor | None = None,
     padded_length: int | None = None,
     weights: Sequence[float] | Tensor | None = None,
@@ -49,10 +53,10 @@ def ab_loss(
 
     L = max(0, margin - s)^2 where the teacher's neuron is on (t > 0), max(0, s + margin)^2 where it is off.
 
-    torchdistill's AltActTransferLoss is reduction="sum". RepDistiller's ABLoss is that with weights[i] =
+    torchdistill's AltActTransferLoss is reduction="batchmean". RepDistiller's ABLoss is that with weights[i] =
     2^(i - n + 1) 3 / 1000, i = 0..n-1, behind connectors (`ABLoss`).
     """
-    check_choice("reduction", reduction, REDUCTIONS)
+    check_options(ab_loss, margin=margin, reduction=reduction)
     found, padding = matched(student_features, teacher_features, lengths, padded_length)
     measured = [(sums(s, t, padding, kind="boundary", parameter=margin), t) for s, t in found]
     return _total(measured, padding, reduction, weights)
@@ -63,7 +67,7 @@ def ofd_loss(
     teacher_features: Features,
     margins: Tensor | Sequence[Tensor],
     *,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     lengths: Tensor | None = None,
     padded_length: int | None = None,
     weights: Sequence[float] | Tensor | None = None,
@@ -74,12 +78,12 @@ def ofd_loss(
 
     margins   (C,) or a list of n, negative; `margins(batch_norm)` has those of the teacher's layer.
 
-    mdistiller's OFD is reduction="sum" with weights[i] = 2^-(n - i - 1), i = 0..n-1, times 1e-3, behind connectors
+    mdistiller's OFD is reduction="batchmean" with weights[i] = 2^-(n - i - 1), i = 0..n-1, times 1e-3, after connectors
     (`OFDLoss`).
     """
-    check_choice("reduction", reduction, REDUCTIONS)
+    check_options(ofd_loss, reduction=reduction)
     found, padding = matched(student_features, teacher_features, lengths, padded_length)
-    given = [margins] if isinstance(margins, Tensor) else list(margins)
+    given = [constant(x) if isinstance(x, Tensor) else x for x in listed("margins", margins)]
     if len(given) != len(found):
         raise ValueError(f"margins: expected {len(found)} tensors, one per student feature, got {len(given)}")
     for index, (m, (s, _)) in enumerate(zip(given, found, strict=True)):
@@ -118,15 +122,13 @@ def margins(batch_norm: nn.Module) -> Tensor:
     return expected.clamp_max(0).to(batch_norm.weight.dtype)
 
 
-class ABLoss(Configured):
+class ABLoss(Configured, function=ab_loss):
     """ab_loss with its options chosen once; with channels, behind a learned connector per layer.
 
     student_channels, teacher_channels   C, lists of n for n layers; None: no connectors, channels agree. A connector is
                                          a linear map over channels and a batch normalisation of the valid frames.
     options                              as in ab_loss.
     """
-
-    function = staticmethod(ab_loss)
 
     def __init__(self, student_channels: Channels | None = None, teacher_channels: Channels | None = None, **options):
         super().__init__(**options)
@@ -143,8 +145,7 @@ class ABLoss(Configured):
 class _ConnectedAB(Learned):
     def __init__(self, student_channels: Channels, teacher_channels: Channels, options: dict):
         options = {"margin": 1.0, "reduction": "mean"} | options
-        check_choice("reduction", options["reduction"], REDUCTIONS)
-        channels = layers(student_channels, teacher_channels)
+        channels = channel_pairs(student_channels, teacher_channels)
         super().__init__([Connector(*pair) for pair in channels], channels, options)
 
     def measured(self, layer, s, t, padding):
@@ -169,11 +170,11 @@ class OFDLoss(Learned):
         teacher_channels: Channels,
         margins: Tensor | Sequence[Tensor] | None = None,
         *,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
         weights: Sequence[float] | Tensor | None = None,
     ):
-        check_choice("reduction", reduction, REDUCTIONS)
-        channels = layers(student_channels, teacher_channels)
+        check_options(ofd_loss, reduction=reduction)
+        channels = channel_pairs(student_channels, teacher_channels)
         if margins is None:
             margins = [torch.full((c,), -3.0) for _, c in channels]
         margins = [margins] if isinstance(margins, Tensor) else list(margins)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ...ops import tap
-from ..arithmetic import root, unit, wide
-from ..checks import check_choice
-from ..features import Configured, Padding, batch_mean, check_equal, pairs, weighted
-from ..layers import ValidBatchNorm, convolution
-from .matching import EVERYWHERE, Channels, Features, layers, matched, on_one_grid
+from ..common.arithmetic import root, unit, wide
+from ..common.features import Padding, batch_mean, check_equal, pairs, weighted, without_autocast
+from ..common.modules import Configured
+from ..common.normalisation import ValidBatchNorm, convolution
+from ..common.options import Limits, check_options
+from ._matching import EVERYWHERE, Channels, Features, channel_pairs, matched, on_one_grid
 
-NORMALIZE = ("map", "factor")
 SLOPE = 0.1  # of the leaky ReLU behind each convolution, as published
 
 
@@ -22,9 +23,9 @@ def ft_loss(
     student_features: Features,
     teacher_features: Features,
     *,
-    normalize: str = "map",
+    normalize: Literal["map", "factor"] = "map",
     power: int = 2,
-    exponent: float = 1.0,
+    p: Annotated[float, Limits(1.0)] = 1.0,
     lengths: Tensor | None = None,
     padded_length: int | None = None,
     weights: Sequence[float] | Tensor | None = None,
@@ -35,11 +36,11 @@ def ft_loss(
                      float64, bfloat16 or float16; the teacher's are detached. Where sizes differ, both are averaged
                      over the windows of adaptive pooling onto the smaller size of each axis.
     normalize        "map": Q = mean_k |x|^power scaled to norm 1, per sample; L = mean over positions of
-                     |Q_s - Q_t|^exponent. RepDistiller's, and the default: numbers of factors need not agree.
-                     "factor": the whole factor scaled to norm 1; L = mean |.| over its elements, or for an exponent
-                     other than 1 its norm ||.||_exponent. The paper's; torchdistill's FTLoss and KTALoss.
+                     |Q_s - Q_t|^p. RepDistiller's, and the default: numbers of factors need not agree.
+                     "factor": the whole factor scaled to norm 1; L = mean |.| over its elements, or for another p
+                     than 1 its norm ||.||_p. The paper's; torchdistill's FTLoss and KTALoss.
     power            1 or 2; of "map".
-    exponent         1 is the paper's best.
+    p                at least 1; 1 is the paper's best.
     lengths          (B,) integers: valid frames; later ones count nowhere.
     padded_length    the frames to which lengths refer; default: T of the feature with most.
     weights          n numbers; default 1/n.
@@ -49,9 +50,7 @@ def ft_loss(
 
     Traffic: "map" reads S and T once forward (op `tap`), S once backward. "factor" makes scaled copies of both.
     """
-    check_choice("normalize", normalize, NORMALIZE)
-    if not exponent >= 1:
-        raise ValueError(f"exponent: expected a number of at least 1, got {exponent!r}")
+    check_options(ft_loss, normalize=normalize, p=p)
     found, padding = (
         matched(student_features, teacher_features, lengths, padded_length)
         if normalize == "factor"
@@ -59,11 +58,11 @@ def ft_loss(
     )
     if normalize == "map":
         found = [_on_one_grid(index, s, t, padding) for index, (s, t) in enumerate(found)]
-    return _ft(found, padding, normalize, power, exponent, weights)
+    return _ft(found, padding, normalize, power, p, weights)
 
 
 def _ft(
-    found: list[tuple[Tensor, Tensor]], padding: Padding, normalize: str, power: int, exponent: float, weights=None
+    found: list[tuple[Tensor, Tensor]], padding: Padding, normalize: str, power: int, p: float, weights=None
 ) -> Tensor:
     losses = []
     for s, t in found:
@@ -75,21 +74,21 @@ def _ft(
             maps, count = (wide(padding.zeroed(x)) for x in (s, t)), positions * s.shape[1]
         ours, theirs = (unit(x.flatten(1)) for x in maps)
         difference = (ours - theirs).abs()
-        if normalize == "factor" and exponent != 1:
-            distance = _norm(difference, exponent)
+        if normalize == "factor" and p != 1:
+            distance = _norm(difference, p)
         else:
-            distance = (difference if exponent == 1 else difference.pow(exponent)).sum(1) / count
+            distance = (difference if p == 1 else difference.pow(p)).sum(1) / count
         losses.append(batch_mean(distance))
     return weighted(losses, weights, found)
 
 
-def _norm(x: Tensor, exponent: float) -> Tensor:
-    """||x||_exponent of rows that are not negative; zero, with zero gradient, of zeros."""
-    if exponent == 2:
+def _norm(x: Tensor, p: float) -> Tensor:
+    """||x||_p of rows that are not negative; zero, with zero gradient, of zeros."""
+    if p == 2:
         return root(x.square().sum(1))
-    total = x.pow(exponent).sum(1)
+    total = x.pow(p).sum(1)
     positive = total > 0
-    return torch.where(positive, torch.where(positive, total, 1).pow(1 / exponent), 0)
+    return torch.where(positive, torch.where(positive, total, 1).pow(1 / p), 0)
 
 
 def _on_one_grid(index: int, s: Tensor, t: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
@@ -97,7 +96,7 @@ def _on_one_grid(index: int, s: Tensor, t: Tensor, padding: Padding) -> tuple[Te
     return on_one_grid(s, t, padding)
 
 
-class FTLoss(Configured):
+class FTLoss(Configured, function=ft_loss):
     """ft_loss with its options chosen once; with channels, of the factors that a translator and a paraphraser make.
 
     student_channels, teacher_channels   C, lists of n for n layers; None: features are factors already.
@@ -108,8 +107,6 @@ class FTLoss(Configured):
     The paraphrasers are trained first, on the teacher alone: minimise `reconstruction_loss`. Here they are constants,
     whatever state they are in; the translators are trained with the student.
     """
-
-    function = staticmethod(ft_loss)
 
     def __init__(
         self,
@@ -127,7 +124,7 @@ class FTLoss(Configured):
             raise ValueError(f"rate: expected a positive number, got {rate!r}")
         self.translators = None
         if student_channels is not None:
-            channels = [(s, t, max(1, int(t * rate))) for s, t in layers(student_channels, teacher_channels)]
+            channels = [(s, t, max(1, int(t * rate))) for s, t in channel_pairs(student_channels, teacher_channels)]
             self.translators = nn.ModuleList(Translator(s, k, spatial_axes) for s, _, k in channels)
             self.paraphrasers = nn.ModuleList(Paraphraser(t, k, spatial_axes) for _, t, k in channels)
 
@@ -146,11 +143,11 @@ class FTLoss(Configured):
                         f"{name}[{index}]: expected {first.in_channels} channels and {first.weight.dim()} axes, "
                         f"got {tuple(x.shape)}"
                     )
-        with torch.autocast(found[0][0].device.type, enabled=False):
+        with without_autocast(found[0][0]):
             factors = [f(s, padding) for f, (s, _) in zip(self.translators, found, strict=True)]
             with torch.no_grad():
                 targets = [f.factor(t, padding) for f, (_, t) in zip(self.paraphrasers, found, strict=True)]
-        return ft_loss(factors, targets, **padding._asdict(), **self.options)
+        return ft_loss(factors, targets, **padding._asdict(), weights=self.weights, **self.options)
 
     def reconstruction_loss(
         self, teacher_features: Features, *, lengths: Tensor | None = None, padded_length: int | None = None
@@ -161,7 +158,7 @@ class FTLoss(Configured):
         found, padding = pairs(teacher_features, teacher_features, lengths, padded_length)
         losses = []
         for paraphraser, (_, t) in zip(self.paraphrasers, found, strict=True):
-            with torch.autocast(t.device.type, enabled=False):
+            with without_autocast(t):
                 error = padding.zeroed(paraphraser(t, padding) - t).flatten(1).square().sum(1)
             losses.append(batch_mean(error / (t.shape[1] * padding.positions(t))))
         return weighted(losses, None, found)
@@ -182,7 +179,6 @@ class Translator(nn.Module):
 
     def forward(self, x: Tensor, padding: Padding = EVERYWHERE) -> Tensor:
         """Factors (B, factors, *spatial); padded frames of `x` must be zero, those of the result are."""
-        x = x.to(self.convolutions[0].weight.dtype)
         for layer, norm in zip(self.convolutions, self.norms, strict=True):
             x = nn.functional.leaky_relu(norm(layer(x), padding), SLOPE)
         return x
@@ -208,7 +204,6 @@ class Paraphraser(nn.Module):
         return self._through(self.decoder, self.factor(x, padding), padding)
 
     def _through(self, stack: nn.ModuleList, x: Tensor, padding: Padding) -> Tensor:
-        x = x.to(stack[0].weight.dtype)
         for layer in stack:
             x = padding.zeroed(nn.functional.leaky_relu(layer(x), SLOPE))
         return x

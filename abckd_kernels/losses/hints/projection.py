@@ -12,17 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import project
-from ..checks import check_choice
-from ..features import Configured, Padding, batch_mean, weighted
-from ..layers import ValidBatchNorm, convolution
-from .connector import Connector, PositionLinear
-from .matching import Channels, Learned, element_mean, layers, on_one_grid, sums
+from ..common.arithmetic import wide
+from ..common.checks import check_choice
+from ..common.features import Padding, batch_mean, weighted
+from ..common.modules import Configured
+from ..common.normalisation import ValidBatchNorm, convolution
+from ._connector import Connector, PositionLinear
+from ._matching import Channels, Learned, channel_pairs, element_mean, on_one_grid, sums
 from .regression import hint_loss
 
 REGRESSORS = ("linear", "batch_norm", "relu")
 
 
-class HintLoss(Configured):
+class HintLoss(Configured, function=hint_loss):
     """hint_loss with its options chosen once; with channels, behind a learned regressor per layer.
 
     FitNets: Romero et al., ICLR 2015.
@@ -44,8 +46,6 @@ class HintLoss(Configured):
     what it makes, and keeps it for backward.
     """
 
-    function = staticmethod(hint_loss)
-
     def __init__(
         self,
         student_channels: Channels | None = None,
@@ -59,7 +59,7 @@ class HintLoss(Configured):
             raise ValueError("teacher_channels: expected numbers exactly if student_channels are")
         self.regressed = None
         if student_channels is not None:
-            channels = layers(student_channels, teacher_channels)
+            channels = channel_pairs(student_channels, teacher_channels)
             if not isinstance(regressor, str):
                 self.regressed = _Regressed(_one_per_layer(regressor, len(channels)), channels, weights)
                 return
@@ -87,7 +87,8 @@ class _Projected(Learned):
     """What is linear in the student's features: compared as it is made."""
 
     def measured(self, layer, s, t, padding):
-        weight, bias = layer.folded(s, padding) if isinstance(layer, Connector) else (layer.weight, layer.bias)
+        folds = isinstance(layer, Connector)
+        weight, bias = layer.folded(s, padding) if folds else (wide(layer.weight), wide(layer.bias))
         errors = project(s, weight, t, bias=bias, lengths=padding.lengths, padded_length=padding.padded_length)
         return errors / (t.shape[1] * padding.positions(t)), t
 
@@ -169,4 +170,4 @@ class ConvReg(nn.Module):
 
     def forward(self, x: Tensor, padding: Padding) -> Tensor:
         """(B, teacher_channels, *sizes); padded frames of `x` must be zero."""
-        return torch.relu(self.norm(self.convolution(x.to(self.convolution.weight.dtype)), padding))
+        return torch.relu(self.norm(self.convolution(x), padding))

@@ -28,11 +28,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice
-from ..features import Padding, batch_mean, resized, weighted
-from ..layers import follow
-from .connector import Connector, PositionLinear, channel_moments, projected_sums
-from .matching import Channels, Features, Learned, element_mean, layers, matched, sums
+from ...ops.shapes import describe
+from ..common.arithmetic import wide
+from ..common.features import Padding, batch_mean, resized, weighted
+from ..common.normalisation import statistics
+from ..common.options import Convention, Positive, check_options
+from ._connector import Connector, PositionLinear, channel_moments, projected_sums
+from ._matching import Channels, Features, Learned, channel_pairs, element_mean, matched, sums
 
 
 def hint_loss(
@@ -54,7 +56,7 @@ def vid_loss(
     teacher_features: Features,
     scales: Tensor | Sequence[Tensor],
     *,
-    eps: float = 1e-5,
+    eps: Positive = 1e-5,
     lengths: Tensor | None = None,
     padded_length: int | None = None,
     weights: Sequence[float] | Tensor | None = None,
@@ -68,6 +70,7 @@ def vid_loss(
     scales             (C,), a list of n for n features; it gets gradients, too.
     eps                the least variance.
     """
+    check_options(vid_loss, eps=eps)
     found, padding = matched(student_features, teacher_features, lengths, padded_length)
     scales = _one_per_layer("scales", scales, found)
     for index, (scale, (s, _)) in enumerate(zip(scales, found, strict=True)):
@@ -91,7 +94,7 @@ def pad_loss(
     teacher_features: Features,
     log_variances: Features,
     *,
-    eps: float = 1e-6,
+    eps: Positive = 1e-6,
     lengths: Tensor | None = None,
     padded_length: int | None = None,
     weights: Sequence[float] | Tensor | None = None,
@@ -107,6 +110,7 @@ def pad_loss(
 
     Traffic: one more feature to read in both directions, and one more gradient to write.
     """
+    check_options(pad_loss, eps=eps)
     found, padding = matched(student_features, teacher_features, lengths, padded_length, vectors=True)
     features = [student_features] if isinstance(student_features, Tensor) else student_features
     given, triples = _one_per_layer("log_variances", log_variances, found), []
@@ -136,8 +140,8 @@ def srd_loss(
     student_features: Features,
     teacher_features: Features,
     *,
-    exponent: float = 4.0,
-    reduction: str = "sample",
+    power: Positive = 4.0,
+    convention: Convention = "paper",
     lengths: Tensor | None = None,
     padded_length: int | None = None,
     weights: Sequence[float] | Tensor | None = None,
@@ -145,30 +149,29 @@ def srd_loss(
     """The logarithm of a distance, of "Understanding the role of the projector in knowledge distillation" (Miles and
     Mikolajczyk, AAAI 2024); arguments as in this module; features may be (B, D).
 
-    exponent    p.
-    reduction   "sample": mean over samples of log(1 + mean |s - t|^p / 1e-8). Where features differ by more than a few
-                hundredths its gradient is that of log mean |s - t|^p; at equality it is zero, as is the loss.
-                "batch": log sum |s - t|^p over everything, the batch included, as published. It grows with the size of
-                batch and features, has no lower bound, and couples the samples.
+    power        p.
+    convention   "paper": mean over samples of log(1 + mean |s - t|^p / 1e-8). Where features differ by more than a few
+                 hundredths its gradient is that of log mean |s - t|^p; at equality it is zero, as is the loss.
+                 "published": log sum |s - t|^p over everything, the batch included. It grows with the size of batch and
+                 features, has no lower bound, and couples the samples.
 
-    torchdistill's SRDLoss is reduction="batch", weights=[2], plus the divergence of the logits. `SRDLoss` has the
+    torchdistill's SRDLoss is convention="published", weights=[2], plus the divergence of the logits. `SRDLoss` has the
     projector and the normalisations in front.
     """
-    check_choice("reduction", reduction, REDUCTIONS)
+    check_options(srd_loss, power=power, convention=convention)
     found, padding = matched(student_features, teacher_features, lengths, padded_length, vectors=True)
-    measured = [(sums(s, t, padding, kind="power", parameter=exponent), t) for s, t in found]
-    return _srd(measured, padding, reduction, weights)
+    measured = [(sums(s, t, padding, kind="power", parameter=power), t) for s, t in found]
+    return _srd(measured, padding, convention, weights)
 
 
-REDUCTIONS = ("sample", "batch")
 SRD_EPS = 1e-8
 
 
-def _srd(measured: list[tuple[Tensor, Tensor]], padding: Padding, reduction: str, weights=None) -> Tensor:
+def _srd(measured: list[tuple[Tensor, Tensor]], padding: Padding, convention: str, weights=None) -> Tensor:
     """The loss of [(sums of |s - t|^p over the positions of each channel, teacher's feature), ...]."""
     losses = []
     for of_channels, t in measured:
-        if reduction == "sample":
+        if convention == "paper":
             losses.append(batch_mean(torch.log1p(element_mean(of_channels, t, padding) / SRD_EPS)))
         else:
             total = of_channels.sum()
@@ -179,7 +182,7 @@ def _srd(measured: list[tuple[Tensor, Tensor]], padding: Padding, reduction: str
 def _one_per_layer(name: str, given: Tensor | Sequence[Tensor], found: list) -> list[Tensor]:
     values = [given] if isinstance(given, Tensor) else given
     if not isinstance(values, Sequence | nn.ParameterList) or not all(isinstance(x, Tensor) for x in values):
-        raise TypeError(f"{name}: expected a tensor or a list of tensors, got {given!r}")
+        raise TypeError(f"{name}: expected a tensor or a list of tensors, got {describe(given)}")
     if len(values) != len(found):
         raise ValueError(f"{name}: expected {len(found)} tensors, one per student feature, got {len(values)}")
     return list(values)
@@ -206,9 +209,10 @@ class VIDLoss(Learned):
         eps: float = 1e-5,
         weights: Sequence[float] | Tensor | None = None,
     ):
+        check_options(vid_loss, eps=eps)
         if not initial_variance > eps:
             raise ValueError(f"initial_variance: expected a number above eps = {eps}, got {initial_variance!r}")
-        channels = layers(student_channels, teacher_channels)
+        channels = channel_pairs(student_channels, teacher_channels)
         made = [_Regressor(s, hidden or t, t, math.log(math.expm1(initial_variance - eps))) for s, t in channels]
         super().__init__(made, channels, {"eps": eps, "weights": weights})
 
@@ -246,7 +250,8 @@ class PADLoss(Learned):
         eps: float = 1e-6,
         weights: Sequence[float] | Tensor | None = None,
     ):
-        channels = layers(student_channels, teacher_channels)
+        check_options(pad_loss, eps=eps)
+        channels = channel_pairs(student_channels, teacher_channels)
         super().__init__([_Variance(*pair) for pair in channels], channels, {"eps": eps, "weights": weights})
 
     def measured(self, layer, s, t, padding):
@@ -271,7 +276,7 @@ class SRDLoss(Learned):
 
     student_channels, teacher_channels   C, lists of n for n layers.
     eps                                  of both normalisations, which have no parameters of their own.
-    exponent, reduction, weights         as in srd_loss.
+    power, convention, weights           as in srd_loss.
 
     Neither side's normalised feature is formed: the student's normalisation is folded into the map, the teacher's too,
     in its units. In evaluation the statistics are the running ones.
@@ -283,20 +288,20 @@ class SRDLoss(Learned):
         teacher_channels: Channels,
         *,
         eps: float = 1e-5,
-        exponent: float = 4.0,
-        reduction: str = "sample",
+        power: Positive = 4.0,
+        convention: Convention = "paper",
         weights: Sequence[float] | Tensor | None = None,
     ):
-        check_choice("reduction", reduction, REDUCTIONS)
-        channels = layers(student_channels, teacher_channels)
-        options = {"exponent": exponent, "reduction": reduction, "weights": weights}
+        check_options(srd_loss, power=power, convention=convention)
+        channels = channel_pairs(student_channels, teacher_channels)
+        options = {"power": power, "convention": convention, "weights": weights}
         super().__init__([_Normalised(*pair, eps) for pair in channels], channels, options)
 
     def measured(self, layer, s, t, padding):
-        return layer.sums(s, t, padding, self.options["exponent"]), t
+        return layer.sums(s, t, padding, self.options["power"]), t
 
     def loss(self, measured, padding):
-        return _srd(measured, padding, self.options["reduction"], self.options["weights"])
+        return _srd(measured, padding, self.options["convention"], self.options["weights"])
 
 
 class _Normalised(nn.Module):
@@ -307,13 +312,13 @@ class _Normalised(nn.Module):
         self.student = Connector(student, teacher, eps=eps, affine=False)
         self.teacher = nn.BatchNorm1d(teacher, eps=eps, affine=False)
 
-    def sums(self, s: Tensor, t: Tensor, padding: Padding, exponent: float) -> Tensor:
+    def sums(self, s: Tensor, t: Tensor, padding: Padding, power: float) -> Tensor:
         weight, bias = self.student.folded(s, padding)
-        mean, variance = self.teacher.running_mean, self.teacher.running_var
         if self.training:
-            mean, variance, count = channel_moments(t, padding)
-            follow(self.teacher, mean, variance, count)
+            mean, variance = statistics(self.teacher, *channel_moments(t, padding))
+        else:
+            mean, variance = wide(self.teacher.running_mean), wide(self.teacher.running_var)
         deviation = (variance + self.teacher.eps).sqrt().to(weight.dtype)
         weight, bias = weight * deviation[:, None], bias * deviation + mean.to(weight.dtype)
-        of_channels = projected_sums(s, t, weight, bias, padding, kind="power", parameter=exponent)
-        return of_channels / deviation**exponent
+        of_channels = projected_sums(s, t, weight, bias, padding, kind="power", parameter=power)
+        return of_channels / deviation**power

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...ops.shapes import accumulation_dtype
-from ..checks import check_choice
-from ..features import Configured, Padding, batch_mean, pairs, weighted
-from ..layers import InstanceNorm, ValidBatchNorm, convolution
-from .connector import Connector, PositionLinear
-from .matching import EVERYWHERE, Channels, Features, layers, matched
-from .pyramid import Grids, squared_cells
+from ...ops import pyramid
+from ...ops.pyramid import check_levels
+from ..common.arithmetic import wide
+from ..common.checks import check_choice
+from ..common.features import Padding, batch_mean, pairs, weighted, without_autocast
+from ..common.modules import Configured
+from ..common.normalisation import InstanceNorm, ValidBatchNorm, convolution
+from ._connector import Connector, PositionLinear
+from ._matching import EVERYWHERE, Channels, Features, channel_pairs, matched
 
 NORMS = ("batch", "instance")
 
@@ -57,67 +59,22 @@ def review_loss(
 
 def _review(found, padding: Padding, levels: Sequence[int] = (4, 2, 1), fit: str = "smallest", weights=None) -> Tensor:
     check_choice("fit", fit, ("smallest", "frames"))
-    if any(not isinstance(level, int) or level < 1 for level in levels):
-        raise ValueError(f"levels: expected positive whole numbers, got {levels!r}")
+    check_levels(levels)
     losses = []
     for s, t in found:
-        s, t = (x[..., None] if x.dim() == 3 else x for x in (s, t))
-        if fit == "smallest" and s.shape[3] > 1:
-            used = [level for level in levels if level < s.shape[3]]
-        else:
-            used = levels
-        losses.append(batch_mean(squared_cells(s, t, _grids(s, used, padding))))
+        bands = s.shape[3] if s.dim() == 4 and fit == "smallest" else 1
+        used = [level for level in levels if bands == 1 or level < bands]
+        losses.append(batch_mean(pyramid(s, t, levels=used, **padding._asdict())))
     return weighted(losses, weights, found)
 
 
-def _grids(x: Tensor, levels: Sequence[int], padding: Padding) -> Grids:
-    """The grids of one layer, over the valid frames of each sample; weights that make the mean over levels of sums."""
-    (_, channels, frames, bands), mask = x.shape, padding.mask(x)
-    dtype = accumulation_dtype(x.dtype)
-    valid = torch.tensor([frames], device=x.device) if mask is None else mask.sum(1)
-    fits = (
-        torch.stack([valid > level for level in levels], 1)
-        if levels
-        else valid.new_zeros((len(valid), 0), dtype=torch.bool)
-    )
-    shares = torch.where(fits, 0.5 ** fits.cumsum(1).to(dtype), 0)
-    unit = 1 / (channels * (1 + shares.sum(1)))
-    columns = [level if bands > 1 else 1 for level in levels]
-    weights = x.new_zeros((len(valid), sum(levels), sum(columns)), dtype=dtype)
-    row = column = 0
-    for index, (level, width) in enumerate(zip(levels, columns, strict=True)):
-        weights[:, row : row + level, column : column + width] = (shares[:, index] * unit / (level * width))[
-            :, None, None
-        ]
-        row, column = row + level, column + width
-    width = torch.tensor([bands], device=x.device)
-    return Grids(
-        torch.cat([_windows(valid, level, frames, dtype) for level in (*levels, 0)], 1),
-        torch.cat([_windows(width, cells, bands, dtype)[0] for cells in (*columns, 0)]),
-        weights,
-        unit / (valid * bands).clamp_min(1),
-        mask,
-    )
-
-
-def _windows(sizes: Tensor, cells: int, length: int, dtype: torch.dtype) -> Tensor:
-    """(K, cells, length): row u of item k averages over window u of adaptive pooling of sizes[k] positions."""
-    cell, position = torch.arange(cells, device=sizes.device)[:, None], torch.arange(length, device=sizes.device)
-    sizes = sizes[:, None, None]
-    begin, end = cell * sizes // max(cells, 1), -(-(cell + 1) * sizes // max(cells, 1))
-    inside = ((position >= begin) & (position < end)).to(dtype)
-    return inside / inside.sum(2, keepdim=True).clamp_min(1)
-
-
-class ReviewLoss(Configured):
+class ReviewLoss(Configured, function=review_loss):
     """review_loss with its options chosen once; with channels, behind the fusion of the student's layers (`ABF`).
 
     student_channels, teacher_channels   C of each layer, the deepest last; None: no fusion, channels agree.
     hidden, norm, spatial_axes           as in ABF.
     options                              as in review_loss.
     """
-
-    function = staticmethod(review_loss)
 
     def __init__(
         self,
@@ -142,7 +99,7 @@ class ReviewLoss(Configured):
             found, padding = pairs(student_features, teacher_features, lengths, padded_length, zeroed=False)
             students, teachers = zip(*found, strict=True)
             fused = self.fusion(students, [t.shape[2:] for t in teachers], padding)
-            return _review(list(zip(fused, teachers, strict=True)), padding, **self.options)
+            return _review(list(zip(fused, teachers, strict=True)), padding, weights=self.weights, **self.options)
         return super().forward(student_features, teacher_features, lengths=lengths, padded_length=padded_length)
 
 
@@ -171,7 +128,7 @@ class ABF(nn.Module):
     ):
         super().__init__()
         check_choice("norm", norm, NORMS)
-        self.channels = layers(student_channels, teacher_channels)
+        self.channels = channel_pairs(student_channels, teacher_channels)
         hidden = hidden or max(s for s, _ in self.channels)
         deepest = len(self.channels) - 1
         self.layers = nn.ModuleList(
@@ -194,7 +151,7 @@ class ABF(nn.Module):
                     f"student_features[{index}]: expected {self.channels[index][0]} channels and "
                     f"{len(sizes[index]) + 2} axes, got {tuple(x.shape)}"
                 )
-            with torch.autocast(x.device.type, enabled=False):
+            with without_autocast(x):
                 result, deeper = layer(padding.zeroed(x), deeper, sizes[index], padding)
             results.insert(0, result)
         return results
@@ -241,7 +198,7 @@ class _Rectified(nn.Module):
         self.norm, self.activation = InstanceNorm(channels), nn.PReLU()
 
     def forward(self, x: Tensor, padding: Padding) -> Tensor:
-        return self.activation(self.norm(x, padding))
+        return nn.functional.prelu(self.norm(x, padding), wide(self.activation.weight))
 
 
 class _Instance(nn.Module):

@@ -1,7 +1,7 @@
 """Losses on the B x B relations between the samples of a batch: SP, PKT, HKD, RKD, IRG, CC.
 
 All take features of any shape (B, C, *spatial), flattened to one row per sample, or vectors (B, D); student and
-teacher may differ in everything but the batch. They need one Gram matrix of each feature (`gram.py`):
+teacher may differ in everything but the batch. They need one Gram matrix of each feature (`_gram.py`):
 forward reads S and T once, backward reads S once more and writes its gradient. With `group` the batch is that of all
 processes of the group (`features.gather`).
 
@@ -20,39 +20,37 @@ returns a scalar in float32 (float64 if a feature is), and raises TypeError or V
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..arithmetic import inverse, root, wide
-from ..checks import check_choice
-from ..features import Configured, batch_mean, check_equal, flat, gather, pairs, weighted
-from .gram import between_differences, between_samples, cosines, eye, row_divergence, squared_distances
+from ..common.arithmetic import inverse, root, wide
+from ..common.features import (
+    batch_mean,
+    check_equal,
+    each_pair,
+    flat,
+    gather,
+    pairs,
+    weighted,
+    without_autocast,
+)
+from ..common.modules import Configured, module
+from ..common.options import Convention, Finite, Limits, NotNegative, check_options
+from ._gram import between_differences, between_samples, cosines, eye, row_divergence, squared_distances
 
 Features = Tensor | Sequence[Tensor]
-CONVENTIONS = ("paper", "published")
 ANGLES = 2**21  # angles computed at once; more are taken in blocks that backward recomputes
-
-
-def _each(
-    loss: Callable[[Tensor, Tensor, int], Tensor], student_features, teacher_features, *, lengths, padded_length,
-    weights, group,
-) -> Tensor:  # fmt: skip
-    """The weighted sum of loss(student samples, teacher samples, index)."""
-    found, _ = pairs(student_features, teacher_features, lengths, padded_length, vectors=True)
-    losses = []
-    for index, (s, t) in enumerate(found):
-        losses.append(loss(gather(s, group), gather(t, group), index))
-    return weighted(losses, weights, found)
 
 
 def sp_loss(
     student_features: Features,
     teacher_features: Features,
     *,
-    normalize: str = "l2",
+    normalize: Literal["l2", "l1"] = "l2",
     lengths: Tensor | None = None,
     padded_length: int | None = None,
     weights: Sequence[float] | Tensor | None = None,
@@ -67,18 +65,18 @@ def sp_loss(
     The row of a silent sample is zero and has no gradient; published code divides there by 1e-12, which makes gradients
     of 1e10.
     """
-    check_choice("normalize", normalize, ("l2", "l1"))
+    check_options(sp_loss, normalize=normalize)
 
     def rows(x):
         g = between_samples(x)
         norm = root(g.square().sum(1, keepdim=True)) if normalize == "l2" else g.abs().sum(1, keepdim=True)
         return g * inverse(norm)
 
-    def loss(s, t, _):
-        return (rows(s) - rows(t)).square().sum() / max(len(s), 1) ** 2
+    def term(s, t, _):
+        difference = rows(gather(s, group)) - rows(gather(t, group))
+        return difference.square().sum() / max(len(difference), 1) ** 2
 
-    return _each(loss, student_features, teacher_features, lengths=lengths, padded_length=padded_length,
-                 weights=weights, group=group)  # fmt: skip
+    return each_pair(term, student_features, teacher_features, lengths, padded_length, weights, vectors=True)
 
 
 def _divergence(student: Tensor, teacher: Tensor, kind: str, eps: float, convention: str) -> Tensor:
@@ -93,8 +91,8 @@ def pkt_loss(
     student_features: Features,
     teacher_features: Features,
     *,
-    convention: str = "paper",
-    eps: float = 1e-7,
+    convention: Convention = "paper",
+    eps: NotNegative = 1e-7,
     lengths: Tensor | None = None,
     padded_length: int | None = None,
     weights: Sequence[float] | Tensor | None = None,
@@ -112,23 +110,22 @@ def pkt_loss(
     A silent sample has cosine zero to every sample and no gradient (published code gives it NaN). One sample, and in
     the paper's convention two, have no relations to compare: zero.
     """
-    check_choice("convention", convention, CONVENTIONS)
+    check_options(pkt_loss, convention=convention, eps=eps)
     added = eps if convention == "published" else 0.0
 
-    def loss(s, t, _):
-        kernels = [(cosines(between_samples(x), added) + 1) / 2 for x in (s, t)]
+    def term(s, t, _):
+        kernels = [(cosines(between_samples(gather(x, group)), added) + 1) / 2 for x in (s, t)]
         return _divergence(*kernels, "kl", eps, convention)
 
-    return _each(loss, student_features, teacher_features, lengths=lengths, padded_length=padded_length,
-                 weights=weights, group=group)  # fmt: skip
+    return each_pair(term, student_features, teacher_features, lengths, padded_length, weights, vectors=True)
 
 
 def hkd_loss(
     student_features: Features,
     teacher_features: Features,
     *,
-    convention: str = "paper",
-    eps: float = 1e-7,
+    convention: Convention = "paper",
+    eps: NotNegative = 1e-7,
     lengths: Tensor | None = None,
     padded_length: int | None = None,
     weights: Sequence[float] | Tensor | None = None,
@@ -146,29 +143,28 @@ def hkd_loss(
     The paper gives early layers and early epochs more weight: `weights`. (SemCKD's code means to, but gives 100 to the
     first layer and 1 to each other: weights=[100, 1, 1].)
     """
-    check_choice("convention", convention, CONVENTIONS)
+    check_options(hkd_loss, convention=convention, eps=eps)
     added = 1e-6 if convention == "published" else 0.0
 
-    def loss(s, t, _):
+    def term(s, t, _):
         angular, heavy = [], []
         for x in (s, t):
-            differences, products = between_differences(x)
+            differences, products = between_differences(gather(x, group))
             angular.append((cosines(products, added) + 1) / 2)
             heavy.append(1 / (1 + root(squared_distances(differences) + added)))
         return sum(_divergence(*kernels, "jeffreys", eps, convention) for kernels in (angular, heavy))
 
-    return _each(loss, student_features, teacher_features, lengths=lengths, padded_length=padded_length,
-                 weights=weights, group=group)  # fmt: skip
+    return each_pair(term, student_features, teacher_features, lengths, padded_length, weights, vectors=True)
 
 
 def rkd_loss(
     student_features: Features,
     teacher_features: Features,
     *,
-    distance_weight: float = 25.0,
-    angle_weight: float = 50.0,
+    distance_weight: NotNegative = 25.0,
+    angle_weight: NotNegative = 50.0,
     squared: bool = False,
-    convention: str = "paper",
+    convention: Convention = "paper",
     lengths: Tensor | None = None,
     padded_length: int | None = None,
     weights: Sequence[float] | Tensor | None = None,
@@ -180,18 +176,20 @@ def rkd_loss(
     x_j and x_k; h = smooth L1 with beta 1. L = distance_weight mean h(D_s - D_t) + angle_weight mean h(psi_s - psi_t).
 
     squared      D_ij = ||x_i - x_j||^2 / mu, an option of mdistiller.
-    convention   "paper": means over pairs and triples of different samples. "published": over all B^2 and B^3, whose
-                 degenerate members are zero, as in all code.
+    convention   "paper": means over pairs and triples of different samples. "published": over all B^2 and B^3, as in
+                 all code, where D_ii = psi_iik = psi_iji = 0 and psi_ijj = 1; of two equal samples psi_ijj is 0.
 
     All from the Gram matrix G of the differences to the first sample, (x_j - x_i).(x_k - x_i) = G_jk - G_ij - G_ik
     + G_ii, never B x B x D. Equal samples have distance zero, angle zero and no gradient there. Fewer than two samples
     (three for angles) give zero; published code gives NaN.
     """
-    check_choice("convention", convention, CONVENTIONS)
+    check_options(
+        rkd_loss, distance_weight=distance_weight, angle_weight=angle_weight, squared=squared, convention=convention
+    )  # fmt: skip
 
-    def loss(s, t, _):
-        size, total = len(s), 0.0
-        grams = [between_differences(x)[0] for x in (s, t)]
+    def term(s, t, _):
+        grams = [between_differences(gather(x, group))[0] for x in (s, t)]
+        size, total = len(grams[0]), 0.0
         distances = [squared_distances(g) for g in grams]
         lengths = [root(d) for d in distances]
         if distance_weight:
@@ -200,19 +198,20 @@ def rkd_loss(
             total = total + distance_weight * _smooth_l1(scaled[0] - scaled[1]) / max(count, 1)
         if angle_weight:
             count = size**3 if convention == "published" else size * (size - 1) * (size - 2)
-            total = total + angle_weight * _angle_sum(*grams, *map(inverse, lengths)) / max(count, 1)
+            total = total + angle_weight * _angle_sum(*grams, *map(inverse, lengths), convention) / max(count, 1)
         return grams[0].new_zeros(()) + total
 
-    return _each(loss, student_features, teacher_features, lengths=lengths, padded_length=padded_length,
-                 weights=weights, group=group)  # fmt: skip
+    return each_pair(term, student_features, teacher_features, lengths, padded_length, weights, vectors=True)
 
 
 def _smooth_l1(x: Tensor) -> Tensor:
     return nn.functional.smooth_l1_loss(x, torch.zeros_like(x), reduction="sum")
 
 
-def _angle_sum(student: Tensor, teacher: Tensor, student_scale: Tensor, teacher_scale: Tensor) -> Tensor:
-    """sum_ijk h(psi_s - psi_t), over blocks of corners i."""
+def _angle_sum(
+    student: Tensor, teacher: Tensor, student_scale: Tensor, teacher_scale: Tensor, convention: str
+) -> Tensor:
+    """sum_ijk h(psi_s - psi_t), over blocks of corners i; j = k counts nothing, or as convention="published" has it."""
     size = len(student)
     block = max(ANGLES // max(size, 1) ** 2, 1)
 
@@ -223,8 +222,10 @@ def _angle_sum(student: Tensor, teacher: Tensor, student_scale: Tensor, teacher_
         for g, scale in ((student, student_scale), (teacher, teacher_scale)):
             at = g[corner]
             dots = g - at[:, :, None] - at[:, None, :] + g.diagonal()[corner, None, None]
-            angles.append(dots * scale[corner, :, None] * scale[corner, None, :])
-        return _smooth_l1((angles[0] - angles[1]).masked_fill(same, 0))
+            angle = dots * scale[corner, :, None] * scale[corner, None, :]
+            itself = (scale[corner, :, None] > 0).to(g.dtype) if convention == "published" else 0
+            angles.append(torch.where(same, itself, angle))
+        return _smooth_l1(angles[0] - angles[1])
 
     arguments = student, teacher, student_scale, teacher_scale
     if block >= size:
@@ -236,9 +237,9 @@ def irg_loss(
     student_features: Features,
     teacher_features: Features,
     *,
-    vertex_weight: float = 0.0,
-    edge_weight: float = 1.0,
-    transform_weight: float = 1.0,
+    vertex_weight: NotNegative = 0.0,
+    edge_weight: NotNegative = 1.0,
+    transform_weight: NotNegative = 1.0,
     lengths: Tensor | None = None,
     padded_length: int | None = None,
     weights: Sequence[float] | Tensor | None = None,
@@ -256,6 +257,9 @@ def irg_loss(
     Vertices of consecutive layers are not compared (the paper's vertex transformation): they need equal shapes
     throughout, which hint losses serve better.
     """
+    check_options(
+        irg_loss, vertex_weight=vertex_weight, edge_weight=edge_weight, transform_weight=transform_weight
+    )  # fmt: skip
     found, padding = pairs(student_features, teacher_features, lengths, padded_length, vectors=True)
     edges, losses = [], []
 
@@ -289,9 +293,9 @@ def cc_loss(
     student_features: Features,
     teacher_features: Features,
     *,
-    kernel: str = "gaussian",
-    gamma: float = 0.4,
-    order: int = 2,
+    kernel: Literal["gaussian", "linear", "neighbour"] = "gaussian",
+    gamma: Finite = 0.4,
+    order: Annotated[int, Limits(whole=True)] = 2,
     normalize: bool = True,
     squared: bool = True,
     lengths: Tensor | None = None,
@@ -304,76 +308,60 @@ def cc_loss(
     L = ||K_s - K_t||_F^2 / B^2, K a kernel matrix of the samples.
 
     kernel      "gaussian": exp(-gamma ||x - y||^2) of unit vectors, by its Taylor polynomial
-                e^(-2 gamma) sum_p<=order (2 gamma)^p / p! (x.y)^p. "bilinear": x.y. "neighbour": not a kernel but what
-                RepDistiller and SemCKD compute in its place, the mean over b < B - 1 of d_b . d_b+1, d = |x_s - x_t|;
-                it needs equal sizes (CCLoss embeds to one) and depends on the order of the batch.
+                e^(-2 gamma) sum_p<=order (2 gamma)^p / p! (x.y)^p. "linear": x.y, the paper's bilinear one.
+                "neighbour": not a kernel but what RepDistiller and SemCKD compute in its place, the mean over b < B - 1
+                of d_b . d_b+1, d = |x_s - x_t|; it needs equal sizes (CCLoss embeds to one) and depends on the order of
+                the batch.
     normalize   scale each sample to norm 1 first, which the Taylor polynomial presumes. torchdistill does not.
     squared     False: ||K_s - K_t||_F / B^2, as torchdistill's CCKDLoss.
     """
-    term = _congruence(kernel, gamma, order, normalize, squared)
-    return _each(term, student_features, teacher_features, lengths=lengths, padded_length=padded_length,
-                 weights=weights, group=group)  # fmt: skip
+    check_options(cc_loss, kernel=kernel, gamma=gamma, order=order, normalize=normalize, squared=squared)
+
+    def term(s, t, _):
+        return _of_vectors(
+            s, t, kernel=kernel, gamma=gamma, order=order, normalize=normalize, squared=squared, group=group
+        )  # fmt: skip
+
+    equal = ("size",) if kernel == "neighbour" else ()
+    return each_pair(
+        term, student_features, teacher_features, lengths, padded_length, weights, vectors=True, equal=equal
+    )  # fmt: skip
 
 
-def _congruence(kernel="gaussian", gamma=0.4, order=2, normalize=True, squared=True):
-    """loss(student samples, teacher samples, index) of cc_loss."""
-    check_choice("kernel", kernel, ("gaussian", "bilinear", "neighbour"))
-    if not isinstance(order, int) or order < 0:
-        raise ValueError(f"order: expected a whole number of at least 0, got {order!r}")
+def _congruence(kernel: str, gamma: float, order: int, normalize: bool):
+    """The kernel matrix of cc_loss, of samples."""
 
     def matrix(x):
         g = cosines(between_samples(x)) if normalize else between_samples(x)
-        if kernel == "bilinear":
+        if kernel == "linear":
             return g
         terms = [(2 * gamma) ** p / math.factorial(p) * g**p for p in range(order + 1)]
         return math.exp(-2 * gamma) * sum(terms)
 
-    def loss(s, t, index):
-        if kernel == "neighbour":
-            s, t = wide(flat(s)), wide(flat(t))
-            check_equal(index, "flattened size", s.shape[1], t.shape[1])
-            difference = (s - t).abs()
-            return (difference[:-1] * difference[1:]).sum() / max(len(s) - 1, 1)
-        difference = (matrix(s) - matrix(t)).square().sum()
-        return (difference if squared else root(difference)) / max(len(s), 1) ** 2
-
-    return loss
+    return matrix
 
 
-class SPLoss(Configured):
-    """sp_loss with its options chosen once."""
-
-    function = staticmethod(sp_loss)
-
-
-class PKTLoss(Configured):
-    """pkt_loss with its options chosen once."""
-
-    function = staticmethod(pkt_loss)
+def _neighbours(s: Tensor, t: Tensor) -> Tensor:
+    difference = (wide(flat(s)) - wide(flat(t))).abs()
+    return (difference[:-1] * difference[1:]).sum() / max(len(s) - 1, 1)
 
 
-class HKDLoss(Configured):
-    """hkd_loss with its options chosen once."""
-
-    function = staticmethod(hkd_loss)
-
-
-class RKDLoss(Configured):
-    """rkd_loss with its options chosen once."""
-
-    function = staticmethod(rkd_loss)
+def _apart(difference: Tensor, squared: bool) -> Tensor:
+    total = difference.square().sum()
+    return (total if squared else root(total)) / max(len(difference), 1) ** 2
 
 
-class IRGLoss(Configured):
-    """irg_loss with its options chosen once."""
+SPLoss = module(sp_loss, "SPLoss")
+PKTLoss = module(pkt_loss, "PKTLoss")
+HKDLoss = module(hkd_loss, "HKDLoss")
+RKDLoss = module(rkd_loss, "RKDLoss")
+IRGLoss = module(irg_loss, "IRGLoss")
 
-    function = staticmethod(irg_loss)
 
-
-class CCLoss(Configured):
+class CCLoss(Configured, function=cc_loss):
     """cc_loss, optionally of learned linear embeddings of both networks.
 
-    student_dim, teacher_dim   sizes of the vectors to embed; None: no embedding.
+    student_dim, teacher_dim   sizes of the vectors to embed, of one pair; None: no embedding.
     dim                        size of the embeddings.
     options                    as in cc_loss.
 
@@ -382,12 +370,12 @@ class CCLoss(Configured):
     in the published code.
     """
 
-    function = staticmethod(cc_loss)
-
-    def __init__(self, student_dim: int | None = None, teacher_dim: int | None = None, dim: int = 128, **options):
+    def __init__(
+        self, student_dim: int | None = None, teacher_dim: int | None = None, dim: int = 128, **options
+    ):  # fmt: skip
         super().__init__(**options)
         if (student_dim is None) != (teacher_dim is None):
-            raise ValueError("teacher_dim: expected a size exactly if student_dim is one")
+            raise ValueError("teacher_dim: expected a number exactly if student_dim is one")
         self.embeddings = None
         if student_dim is not None:
             if options.get("weights") is not None:
@@ -401,13 +389,24 @@ class CCLoss(Configured):
         found, padding = pairs(student_features, teacher_features, lengths, padded_length, vectors=True)
         if len(found) != 1:
             raise ValueError(f"student_features: expected one feature for one embedding, got {len(found)}")
-        options = {name: value for name, value in self.options.items() if name not in ("weights", "group")}
         vectors = []
-        with torch.autocast(found[0][0].device.type, enabled=False):
+        with without_autocast(found[0][0]):
             for name, x, embedding in zip(("student", "teacher"), found[0], self.embeddings, strict=True):
                 if x.shape[1] != embedding.in_features:
                     raise ValueError(
                         f"{name}_features: expected {embedding.in_features} channels as in {name}_dim, got {x.shape[1]}"
                     )
-                vectors.append(gather(embedding(padding.mean(x).to(embedding.weight.dtype)), self.options.get("group")))
-            return _congruence(**options)(*vectors, 0).to(vectors[0].dtype)
+                mean, weight, bias = padding.mean(x), wide(embedding.weight), wide(embedding.bias)
+                vectors.append(nn.functional.linear(mean.to(weight.dtype), weight, bias))
+            # The function detaches its teacher; this one's embedding learns.
+            return _of_vectors(*vectors, **self.options).to(vectors[0].dtype)
+
+
+def _of_vectors(
+    s: Tensor, t: Tensor, *, kernel="gaussian", gamma=0.4, order=2, normalize=True, squared=True, group=None
+) -> Tensor:  # fmt: skip
+    s, t = gather(s, group), gather(t, group)
+    if kernel == "neighbour":
+        return _neighbours(s, t)
+    matrix = _congruence(kernel, gamma, order, normalize)
+    return _apart(matrix(s) - matrix(t), squared)

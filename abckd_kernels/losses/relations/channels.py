@@ -22,24 +22,35 @@ normalised copies of both.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ...ops.dots import dots
 from ...ops.gram import gram
-from ..arithmetic import SILENT, inverse, root, unit, wide
-from ..checks import check_choice
-from ..features import Configured, Padding, batch_mean, check_equal, pairs, resized, smaller, weighted
-from ..layers import ValidBatchNorm, convolution
-from ..taps import cells
-from .gram import cross_cosines, products
+from ..common.arithmetic import SILENT, inverse, root, unit, wide
+from ..common.features import (
+    Padding,
+    batch_mean,
+    check_equal,
+    each_pair,
+    pairs,
+    resized,
+    smaller,
+    weighted,
+    without_autocast,
+)
+from ..common.modules import Configured, module
+from ..common.normalisation import ValidBatchNorm, convolution
+from ..common.options import Convention, Positive, check_options
+from ..common.taps import cells
+from ._gram import cross_cosines, products
 
 Features = Tensor | Sequence[Tensor]
 
 
-def _on_one_grid(s: Tensor, t: Tensor, padding: Padding, index: int) -> tuple[Tensor, Tensor]:
-    check_equal(index, "number of axes", s.dim(), t.dim())
+def _on_one_grid(s: Tensor, t: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
     sizes = smaller(s, t)
     return tuple(x if list(x.shape[2:]) == sizes else resized(x, sizes, padding) for x in (s, t))
 
@@ -48,8 +59,8 @@ def nst_loss(
     student_features: Features,
     teacher_features: Features,
     *,
-    kernel: str = "poly",
-    bandwidth: float | None = None,
+    kernel: Literal["poly", "linear", "gaussian"] = "poly",
+    bandwidth: Positive | None = None,
     lengths: Tensor | None = None,
     padded_length: int | None = None,
     weights: Sequence[float] | Tensor | None = None,
@@ -65,40 +76,38 @@ def nst_loss(
 
     Published code is the polynomial one; it resizes onto squares only.
     """
-    check_choice("kernel", kernel, ("poly", "linear", "gaussian"))
-    if bandwidth is not None and not bandwidth > 0:
-        raise ValueError(f"bandwidth: expected a positive number, got {bandwidth!r}")
-    losses = []
-    found, padding = pairs(student_features, teacher_features, lengths, padded_length)
-    for index, (s, t) in enumerate(found):
-        # Widened once: two gradients, rounded to half precision each, would cancel to noise.
-        x, y = (wide(feature) for feature in _on_one_grid(s, t, padding, index))
-        cosine = dict(zip(("s", "t", "st"), cross_cosines(x, y), strict=True))
+    check_options(nst_loss, kernel=kernel, bandwidth=bandwidth)
+
+    def kernels(cosine):
+        """Of the channels of both, {"s", "t", "st"}."""
         if kernel == "poly":
-            k = {name: c.square() for name, c in cosine.items()}
-        elif kernel == "linear":
-            k = cosine
+            return {name: c.square() for name, c in cosine.items()}
+        if kernel == "linear":
+            return cosine
+        norms = {name: cosine[name].diagonal(dim1=1, dim2=2) for name in ("s", "t")}
+        apart = {name: norms[name[0]][:, :, None] + norms[name[-1]][:, None, :] - 2 * c for name, c in cosine.items()}
+        if bandwidth is None:
+            scale = inverse(2 * apart["st"].detach().mean((1, 2), keepdim=True))
         else:
-            norms = {name: cosine[name].diagonal(dim1=1, dim2=2) for name in ("s", "t")}
-            distances = {
-                name: norms[name[0]][:, :, None] + norms[name[-1]][:, None, :] - 2 * c for name, c in cosine.items()
-            }
-            if bandwidth is None:
-                scale = inverse(2 * distances["st"].detach().mean((1, 2), keepdim=True))
-            else:
-                scale = 1 / (2 * bandwidth)
-            k = {name: torch.exp(-d * scale) for name, d in distances.items()}
+            scale = 1 / (2 * bandwidth)
+        return {name: torch.exp(-d * scale) for name, d in apart.items()}
+
+    def term(s, t, padding):
+        # Widened once: two gradients, rounded to half precision each, would cancel to noise.
+        x, y = (wide(feature) for feature in _on_one_grid(s, t, padding))
+        k = kernels(dict(zip(("s", "t", "st"), cross_cosines(x, y), strict=True)))
         mean = {name: value.mean((1, 2)) for name, value in k.items()}
-        losses.append(batch_mean(mean["t"] + mean["s"] - 2 * mean["st"]))
-    return weighted(losses, weights, found)
+        return mean["t"] + mean["s"] - 2 * mean["st"]
+
+    return each_pair(term, student_features, teacher_features, lengths, padded_length, weights, equal=("axes",))
 
 
 def fsp_loss(
     student_features: Sequence[Tensor],
     teacher_features: Sequence[Tensor],
     *,
-    pooling: str = "avg",
-    distance: str = "sum",
+    pooling: Literal["avg", "max"] = "avg",
+    distance: Literal["sum", "mean", "columns"] = "sum",
     lengths: Tensor | None = None,
     padded_length: int | None = None,
     weights: Sequence[float] | Tensor | None = None,
@@ -115,8 +124,7 @@ def fsp_loss(
 
     RepDistiller and torchdistill add up the pairs of layers: weights=[1] * n.
     """
-    check_choice("pooling", pooling, ("avg", "max"))
-    check_choice("distance", distance, ("sum", "mean", "columns"))
+    check_options(fsp_loss, pooling=pooling, distance=distance)
     found, padding = pairs(student_features, teacher_features, lengths, padded_length)
     if len(found) < 2:
         raise ValueError("student_features: expected at least two layers, whose flow is compared, got 1")
@@ -164,7 +172,7 @@ def ickd_loss(
     student_features: Features,
     teacher_features: Features,
     *,
-    reduction: str = "batch",
+    convention: Convention = "paper",
     lengths: Tensor | None = None,
     padded_length: int | None = None,
     weights: Sequence[float] | Tensor | None = None,
@@ -174,28 +182,23 @@ def ickd_loss(
     G = X Xᵀ over the positions of a sample, R its rows scaled to norm 1, L = mean over samples of
     ||R_s - R_t||_F^2 / C; within [0, 4]. Sizes may differ, channels may not (`ICKDLoss` embeds the student's).
 
-    reduction   "batch": mean over samples. "batch_squared": their sum over B^2, as torchdistill's ChSimLoss.
+    convention   "paper": mean over samples. "published": their sum over B^2, as torchdistill's ChSimLoss.
     """
-    check_choice("reduction", reduction, ("batch", "batch_squared"))
-    found, _ = pairs(student_features, teacher_features, lengths, padded_length)
-    return _ickd(found, reduction, weights)
+    check_options(ickd_loss, convention=convention)
 
-
-def _ickd(found: list[tuple[Tensor, Tensor]], reduction: str = "batch", weights=None) -> Tensor:
-    losses = []
-    for index, (s, t) in enumerate(found):
-        check_equal(index, "channels", s.shape[1], t.shape[1])
+    def term(s, t, _):
         rows = [unit(gram(x, "channels")) for x in (s, t)]
         per_sample = (rows[0] - rows[1]).square().sum((1, 2)) / s.shape[1]
-        losses.append(batch_mean(per_sample) / (max(len(s), 1) if reduction == "batch_squared" else 1))
-    return weighted(losses, weights, found)
+        return per_sample / max(len(s), 1) if convention == "published" else per_sample
+
+    return each_pair(term, student_features, teacher_features, lengths, padded_length, weights, equal=("channels",))
 
 
 def affinity_loss(
     student_features: Features,
     teacher_features: Features,
     *,
-    relation: str = "channel",
+    relation: Literal["channel", "position"] = "channel",
     squared: bool = False,
     lengths: Tensor | None = None,
     padded_length: int | None = None,
@@ -213,25 +216,22 @@ def affinity_loss(
     without a difference of large numbers; for positions the Gram matrices of channels do. Equal maps and silent ones
     have a finite gradient (published: NaN).
     """
-    check_choice("relation", relation, ("channel", "position"))
-    losses = []
-    found, padding = pairs(student_features, teacher_features, lengths, padded_length)
-    for index, (s, t) in enumerate(found):
-        if relation == "channel":
-            check_equal(index, "channels", s.shape[1], t.shape[1])
-        x, y = _on_one_grid(s, t, padding, index)
+    check_options(affinity_loss, relation=relation, squared=squared)
+
+    def term(s, t, padding):
+        x, y = _on_one_grid(s, t, padding)
         if relation == "channel":
             error = _affinity(dots(x, y))
         else:
             x, y = (unit(wide(a).flatten(2), 1) for a in (x, y))
-            # One kind of product for all three, so that equal maps give zero. (torch.compile takes no tensor twice.)
-            both = (x, x.view_as(x)), (y, y.view_as(y)), (x, y)
-            squares = [products(a, b).square().sum((1, 2)) for a, b in both]
+            # One kind of product for all three, so that equal maps give zero.
+            squares = [products(a, b).square().sum((1, 2)) for a, b in ((x, x), (y, y), (x, y))]
             error = (squares[0] + squares[1] - 2 * squares[2])[:, None]
         count = cells(smaller(s, t), padding)
-        error = error.sum(1) / count**2 if squared else root(error).sum(1) / count
-        losses.append(batch_mean(error))
-    return weighted(losses, weights, found)
+        return error.sum(1) / count**2 if squared else root(error).sum(1) / count
+
+    equal = ("axes", "channels") if relation == "channel" else ("axes",)
+    return each_pair(term, student_features, teacher_features, lengths, padded_length, weights, equal=equal)
 
 
 def _affinity(products: Tensor) -> Tensor:
@@ -245,25 +245,12 @@ def _affinity(products: Tensor) -> Tensor:
     return torch.where(either, (silent_x ^ silent_y).to(area.dtype), 2 * area / torch.where(either, 1, xx * yy))
 
 
-class NSTLoss(Configured):
-    """nst_loss with its options chosen once."""
-
-    function = staticmethod(nst_loss)
-
-
-class FSPLoss(Configured):
-    """fsp_loss with its options chosen once."""
-
-    function = staticmethod(fsp_loss)
+NSTLoss = module(nst_loss, "NSTLoss")
+FSPLoss = module(fsp_loss, "FSPLoss")
+AffinityLoss = module(affinity_loss, "AffinityLoss")
 
 
-class AffinityLoss(Configured):
-    """affinity_loss with its options chosen once."""
-
-    function = staticmethod(affinity_loss)
-
-
-class ICKDLoss(Configured):
+class ICKDLoss(Configured, function=ickd_loss):
     """ickd_loss, optionally with a learned embedding of the student's channels into the teacher's.
 
     student_channels, teacher_channels   C of one pair of layers; None: no embedding, channels agree.
@@ -272,8 +259,6 @@ class ICKDLoss(Configured):
                                          statistics are those of the valid frames.
     options                              as in ickd_loss.
     """
-
-    function = staticmethod(ickd_loss)
 
     def __init__(
         self,
@@ -305,6 +290,7 @@ class ICKDLoss(Configured):
             raise ValueError(
                 f"student_features: expected {weight.shape[1]} channels and {weight.dim()} axes, got {tuple(s.shape)}"
             )
-        with torch.autocast(s.device.type, enabled=False):
-            embedded = self.normalisation(self.embedding(s.to(weight.dtype)), padding)
-            return _ickd([(embedded, t)], **self.options)
+        with without_autocast(s):
+            weight = wide(weight)
+            embedded = self.normalisation(self.embedding._conv_forward(s.to(weight.dtype), weight, None), padding)
+            return ickd_loss(embedded, t, **self.options)

@@ -22,26 +22,28 @@ F x F matrices cost copies; T x T matrices are T / (C F) of a feature.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 
-from ..arithmetic import unit
-from ..checks import check_choice
-from ..features import (
-    Configured,
+from ..common.arithmetic import unit
+from ..common.checks import listed
+from ..common.features import (
     Padding,
     batch_mean,
-    check_equal,
+    each_pair,
     gather,
     pairs,
     resized,
     smaller,
     weighted,
 )
-from .gram import cosines, gram, row_divergence
+from ..common.modules import module
+from ..common.options import NotNegative, check_options
+from ._gram import cosines, gram, row_divergence
 
 Features = Tensor | Sequence[Tensor]
-DIVERGENCES = ("jeffreys", "kl", "squared")
+Divergence = Literal["jeffreys", "kl", "squared"]
 
 
 def _frames_agree(s: Tensor, t: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
@@ -78,9 +80,9 @@ def time_similarity_loss(
     student_features: Features,
     teacher_features: Features,
     *,
-    divergence: str = "jeffreys",
-    eps: float = 1e-7,
-    norm_eps: float = 0.0,
+    divergence: Divergence = "jeffreys",
+    eps: NotNegative = 1e-7,
+    norm_eps: NotNegative = 0.0,
     row_weights: Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
     padded_length: int | None = None,
@@ -100,7 +102,7 @@ def time_similarity_loss(
 
     Silent frames have cosine zero to every frame and no gradient.
     """
-    check_choice("divergence", divergence, DIVERGENCES)
+    check_options(time_similarity_loss, divergence=divergence, eps=eps, norm_eps=norm_eps)
     losses = []
     found, padding = pairs(student_features, teacher_features, lengths, padded_length)
     for index, (s, t) in enumerate(found):
@@ -115,9 +117,9 @@ def frame_similarity_loss(
     student_features: Features,
     teacher_features: Features,
     *,
-    divergence: str = "jeffreys",
-    eps: float = 1e-7,
-    norm_eps: float = 0.0,
+    divergence: Divergence = "jeffreys",
+    eps: NotNegative = 1e-7,
+    norm_eps: NotNegative = 0.0,
     row_weights: Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
     padded_length: int | None = None,
@@ -136,7 +138,7 @@ def frame_similarity_loss(
 
     Published code divides by B where ours divides by T, so that its loss grows with the number of frames.
     """
-    check_choice("divergence", divergence, DIVERGENCES)
+    check_options(frame_similarity_loss, divergence=divergence, eps=eps, norm_eps=norm_eps)
     losses = []
     found, padding = pairs(student_features, teacher_features, lengths, padded_length)
     for index, (s, t) in enumerate(found):
@@ -157,7 +159,7 @@ def gram_loss(
     student_features: Features,
     teacher_features: Features,
     *,
-    axis: str = "frames",
+    axis: Literal["frames", "bands", "channels"] = "frames",
     lengths: Tensor | None = None,
     padded_length: int | None = None,
     weights: Sequence[float] | Tensor | None = None,
@@ -173,42 +175,29 @@ def gram_loss(
 
     Silent rows are zero and have no gradient.
     """
-    check_choice("axis", axis, ("frames", "bands", "channels"))
-    losses = []
-    found, padding = pairs(student_features, teacher_features, lengths, padded_length)
-    for index, (s, t) in enumerate(found):
+    check_options(gram_loss, axis=axis)
+    for name, given in (("student_features", student_features), ("teacher_features", teacher_features)):
+        for index, x in enumerate(listed(name, given)):
+            if axis == "bands" and isinstance(x, Tensor) and x.dim() == 3:
+                raise ValueError(f"{name}[{index}]: expected bands (B, C, T, F), got {tuple(x.shape)}")
+
+    def term(s, t, padding):
         mask = None
         if axis == "channels":
-            check_equal(index, "channels", s.shape[1], t.shape[1])
             grams = [gram(x, "channels") for x in (s, t)]
         elif axis == "frames":
             grams = [gram(x, "frames") for x in _frames_agree(s, t, padding)]
             mask = padding.mask(s, grams[0].shape[1])
         else:
-            for name, x in (("student", s), ("teacher", t)):
-                if x.dim() != 4:
-                    raise ValueError(f"{name}_features[{index}]: expected bands (B, C, T, F), got {tuple(x.shape)}")
             bands = smaller(s, t)[1]
             grams = [gram(resized(x, (x.shape[2], bands), padding).movedim(3, 1), "channels") for x in (s, t)]
         normalised = [unit(g) for g in grams]
-        each = (normalised[0] - normalised[1]).square().sum(2)
-        losses.append(batch_mean(_mean_of_rows(each, mask)))
-    return weighted(losses, weights, found)
+        return _mean_of_rows((normalised[0] - normalised[1]).square().sum(2), mask)
+
+    equal = ("channels",) if axis == "channels" else ()
+    return each_pair(term, student_features, teacher_features, lengths, padded_length, weights, equal=equal)
 
 
-class TimeSimilarityLoss(Configured):
-    """time_similarity_loss with its options chosen once."""
-
-    function = staticmethod(time_similarity_loss)
-
-
-class FrameSimilarityLoss(Configured):
-    """frame_similarity_loss with its options chosen once."""
-
-    function = staticmethod(frame_similarity_loss)
-
-
-class GramLoss(Configured):
-    """gram_loss with its options chosen once."""
-
-    function = staticmethod(gram_loss)
+TimeSimilarityLoss = module(time_similarity_loss, "TimeSimilarityLoss")
+FrameSimilarityLoss = module(frame_similarity_loss, "FrameSimilarityLoss")
+GramLoss = module(gram_loss, "GramLoss")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...backends import refuse_second_derivative
-from ...ops.shapes import frame_mask
+from ...ops.shapes import describe, frame_mask
 from ...ops.spectral.spectra import COMPLEX_DTYPES
-from ..checks import check_choice, check_number
-from ..features import Configured, batch_mean, weighted
-from .signals import Ends, Signals, same, signal_pairs
-
-CONVENTIONS = ("mean", "published")
+from ..common.features import batch_mean, constant, weighted, without_autocast
+from ..common.modules import module
+from ..common.options import Convention, Count, Limits, check_options
+from ._signals import Ends, Signals, same, signal_pairs
 
 
 def dispatch_loss(
@@ -23,11 +21,11 @@ def dispatch_loss(
     teacher: Signals,
     clean: Signals,
     *,
-    patch_bands: int = 64,
-    share: float = 0.5,
-    convention: str = "mean",
-    n_fft: int = 512,
-    hop_length: int = 128,
+    patch_bands: Count = 64,
+    share: Annotated[float, Limits(most=1.0, above=True)] = 0.5,
+    convention: Convention = "paper",
+    n_fft: Count = 512,
+    hop_length: Count = 128,
     lengths: Tensor | None = None,
     padded_length: int | None = None,
     weights=None,
@@ -43,7 +41,7 @@ def dispatch_loss(
                   window, centred; or spectrograms (B, F, T), magnitudes or complex. Or lists of such.
     patch_bands   the last patch of a frame may have fewer.
     share         of a sample's (valid) patches, above 0 and at most 1.
-    convention    "mean": padding bins do not count where patch_bands doesn't divide F; patches where the student is as
+    convention    "paper": padding bins do not count where patch_bands doesn't divide F; patches where the student is as
                   close to the clean signal as the teacher, or closer, are not selected; the mean is over what was
                   selected, nothing selected gives zero. Waveforms are padded with zeros at their ends, so that a
                   sample does not depend on how far its batch is padded.
@@ -57,22 +55,20 @@ def dispatch_loss(
     float32; float64 if a signal is. Raises TypeError or ValueError that names the argument.
     Source: DISPatch; with convention="published", its repository's dispatch_L2.
     """
-    check_choice("convention", convention, CONVENTIONS)
-    check_number("share", share, least=0, most=1, above=True)
-    for name, size in (("patch_bands", patch_bands), ("n_fft", n_fft), ("hop_length", hop_length)):
-        if isinstance(size, float) or size < 1:
-            raise ValueError(f"{name}: expected a positive whole number, got {size!r}")
+    check_options(
+        dispatch_loss, patch_bands=patch_bands, share=share, convention=convention, n_fft=n_fft, hop_length=hop_length
+    )  # fmt: skip
     found, ends = signal_pairs(student, teacher, lengths, padded_length, _check)
     losses = []
     for (s, t), y in zip(found, _matching(clean, [s for s, _ in found]), strict=True):
         spectrograms = _Spectrograms(n_fft, hop_length, convention == "published", ends, (s, t))
-        with torch.autocast(s.device.type, enabled=False):
+        with without_autocast(s):
             own = spectrograms.of(s)
             with torch.no_grad():
-                target, goal = (spectrograms.of(x).abs() for x in (t, y.detach()))
+                target, goal = (spectrograms.of(x).abs() for x in (t, constant(y)))
             patches = _Patches(patch_bands, convention == "published", own.shape[1])
             selected = _selected(own.detach(), target, goal, patches, share, spectrograms.frames(s))
-            total = (_PatchErrors.apply(own, target, patches) * selected.which).flatten(1).sum(1)
+            total = (patches.mean((own.abs() - target).square()) * selected.which).flatten(1).sum(1)
             losses.append(batch_mean(total / selected.count))
     return weighted(losses, weights, [[x.real for x in pair] for pair in found])
 
@@ -91,7 +87,7 @@ def _matching(clean: Signals, students: list[Tensor]) -> list[Tensor]:
     """The clean signals as a list, checked to be such as the students' are."""
     several = not isinstance(clean, Tensor)
     if several and (not isinstance(clean, Sequence) or isinstance(clean, str)):
-        raise TypeError(f"clean: expected a tensor or a list of tensors, got {clean!r}")
+        raise TypeError(f"clean: expected a tensor or a list of tensors, got {describe(clean)}")
     signals = list(clean) if several else [clean]
     same("number of signals", len(students), "student", len(signals), "clean")
     for index, (s, y) in enumerate(zip(students, signals, strict=True)):
@@ -133,7 +129,7 @@ class _Spectrograms:
 
 
 class _Patches(NamedTuple):
-    """Sums over `size` neighbouring bands, and back."""
+    """Means over `size` neighbouring bands of a frame."""
 
     size: int
     padded: bool  # the last patch counts as many bins as the others
@@ -156,35 +152,9 @@ class _Patches(NamedTuple):
             parts.append(x[:, split:].sum(1, keepdim=True) / self._last)
         return torch.cat(parts, 1)
 
-    def spread_(self, x: Tensor, factors: Tensor) -> Tensor:
-        """`x` (B, F, T) times the factors (B, number, T) over the size of the patches, in place."""
-        split = self.whole * self.size
-        if self.whole:
-            x[:, :split].unflatten(1, (self.whole, self.size)).mul_(factors[:, : self.whole, None] / self.size)
-        if split < self.bands:
-            x[:, split:].mul_(factors[:, self.whole :] / self._last)
-        return x
-
     @property
     def _last(self) -> int:
         return self.size if self.padded else self.bands - self.whole * self.size
-
-
-class _PatchErrors(torch.autograd.Function):
-    """mean over a patch of (|own| - target)^2, (B, patches, T). Keeps its arguments; makes one real map each way."""
-
-    @staticmethod
-    def forward(ctx, own, target, patches):
-        ctx.patches = patches
-        ctx.save_for_backward(own, target)
-        return patches.mean(own.abs().sub_(target).square_())
-
-    @staticmethod
-    def backward(ctx, grads):
-        own, target = ctx.saved_tensors
-        magnitude = own.abs()
-        factor = ctx.patches.spread_((magnitude - target).div_(magnitude), 2 * grads)
-        return refuse_second_derivative(own * factor.masked_fill_(magnitude == 0, 0)), None, None
 
 
 class _Selected(NamedTuple):
@@ -216,21 +186,4 @@ def _selected(
     return _Selected(which, which.flatten(1).sum(1).clamp_min(1))
 
 
-class DispatchLoss(Configured):
-    """dispatch_loss with its options chosen once."""
-
-    function = staticmethod(dispatch_loss)
-
-    def forward(
-        self,
-        student: Signals,
-        teacher: Signals,
-        clean: Signals,
-        *,
-        lengths: Tensor | None = None,
-        padded_length: int | None = None,
-    ) -> Tensor:
-        """The loss of these signals; arguments as in the functional form."""
-        return self.function(
-            student, teacher, clean, lengths=lengths, padded_length=padded_length, **self.options
-        )  # fmt: skip
+DispatchLoss = module(dispatch_loss, "DispatchLoss")

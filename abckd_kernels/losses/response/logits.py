@@ -26,32 +26,33 @@ KL(p || q) is infinite where q can't do what p can.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...ops import shapes
-from ...ops.divergence import check_options, divergence
-from ..arithmetic import inverse, root, wide
-from ..checks import check_choice, listed
-from ..features import Configured, Padding, weighted
-from .correlation import constant_below, correlation_distances
-from .decoupled import decoupled
+from ...ops.correlation import constant_below, correlation
+from ...ops.divergence import divergence
+from ..common.arithmetic import inverse, root, wide
+from ..common.checks import listed
+from ..common.features import Padding, constant, weighted, without_autocast
+from ..common.modules import module
+from ..common.options import Convention, Finite, Positive, Share, check_options
+from ._decoupled import decoupled
 
 Logits = Tensor | Sequence[Tensor]
-REDUCTIONS = ("samples", "rows", "batch")
-CONVENTIONS = ("paper", "published")
+Reduction = Literal["mean", "rows", "batchmean"]
 
 
 def kl_loss(
     student_logits: Logits,
     teacher_logits: Logits,
     *,
-    temperature: float = 4.0,
+    temperature: Positive = 4.0,
     reverse: bool = False,
     standardize: bool = False,
-    reduction: str = "samples",
+    reduction: Reduction = "mean",
     dim: int = 1,
     ignore: Tensor | Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
@@ -64,15 +65,16 @@ def kl_loss(
     standardize   logits first become (x - mean) / (std + 1e-7) along the classes, std over K - 1 (logit
                   standardisation, Sun et al., CVPR 2024, as torchdistill's LogitStdKDLoss); it needs two classes.
                   Constant logits become 0 and get no gradient (published: one of 1e7).
-    reduction     "samples": the mean over samples of the mean over a sample's rows; samples without a row that counts
+    reduction     "mean": the mean over samples of the mean over a sample's rows; samples without a row that counts
                   are left out, so that of (N, K) it is the mean over rows. "rows": the mean over all rows that count,
-                  as of the tokens of (B, T, K). "batch": the sum over rows divided by B, as published code has it for
-                  maps (`kl_div(..., "batchmean")`).
+                  as of the tokens of (B, T, K). "batchmean": the sum over rows divided by B, as published code has
+                  it for maps (`kl_div(..., reduction="batchmean")`).
 
     RepDistiller, mdistiller and SemCKD are temperature^2 KL, as here. torchdistill's KDLoss is
     alpha cross_entropy + (1 - alpha) kl_loss, but drops temperature^2 where alpha is 0 or None; SKD's instance term
     never has it.
     """
+    check_options(kl_loss, temperature=temperature, reverse=reverse, standardize=standardize, reduction=reduction)
     kind = "reverse_kl" if reverse else "kl"
 
     def term(_, s, t, skip, dim):
@@ -88,10 +90,10 @@ def jsd_loss(
     student_logits: Logits,
     teacher_logits: Logits,
     *,
-    beta: float = 0.5,
-    temperature: float = 1.0,
-    convention: str = "paper",
-    reduction: str = "samples",
+    beta: Share = 0.5,
+    temperature: Positive = 1.0,
+    convention: Convention = "paper",
+    reduction: Reduction = "mean",
     dim: int = 1,
     ignore: Tensor | Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
@@ -108,9 +110,10 @@ def jsd_loss(
     reduction    as in kl_loss. Liger-Kernel, of (N, K) with `ignore` = (labels == ignore_index): weights=[1 /
                  temperature**2], because it leaves temperature^2 out; by default it adds cross entropy, half and half.
     """
-    check_choice("convention", convention, CONVENTIONS)
-    beta, _ = check_options(beta, temperature)
-    kind = {0.0: "kl", 1.0: "reverse_kl"}.get(beta, "jsd") if convention == "published" else "jsd"
+    check_options(jsd_loss, beta=beta, temperature=temperature, convention=convention, reduction=reduction)
+    kind = "jsd"
+    if convention == "published" and (beta == 0 or beta == 1):
+        kind = "reverse_kl" if beta else "kl"
 
     def term(_, s, t, skip, dim):
         return divergence(s, t, kind=kind, beta=beta, temperature=temperature, dim=dim, ignore=skip)
@@ -124,10 +127,10 @@ def dkd_loss(
     teacher_logits: Logits,
     labels: Tensor | Sequence[Tensor],
     *,
-    alpha: float = 1.0,
-    beta: float = 8.0,
-    temperature: float = 4.0,
-    reduction: str = "samples",
+    alpha: Finite = 1.0,
+    beta: Finite = 8.0,
+    temperature: Positive = 4.0,
+    reduction: Reduction = "mean",
     dim: int = 1,
     ignore: Tensor | Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
@@ -143,16 +146,15 @@ def dkd_loss(
 
     mdistiller's dkd_loss is this; its warm-up min(epoch / 20, 1) is a factor for the caller.
     """
+    check_options(dkd_loss, alpha=alpha, beta=beta, temperature=temperature, reduction=reduction)
     found = _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length)
-    targets = [labels] * len(found) if isinstance(labels, Tensor) else list(labels)
-    if len(targets) != len(found):
-        raise ValueError(f"labels: expected {len(found)} tensors, one per pair of logits, got {len(targets)}")
+    targets = [constant(y) for y in _each_of("labels", labels, len(found))]
 
     def term(index, s, t, skip, dim):
         y = targets[index]
         rows = s.shape[:dim] + s.shape[dim + 1 :]
-        if y.dtype.is_floating_point or y.dtype == torch.bool or y.shape != rows:
-            raise ValueError(f"labels: expected integers of shape {tuple(rows)}, got {y.dtype} {tuple(y.shape)}")
+        if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool or y.shape != rows:
+            raise ValueError(f"labels: expected integers of shape {tuple(rows)}, got {shapes.describe(y)}")
         if s.shape[dim] == 1:
             return wide(s).select(dim, 0) * 0
         y = (y if skip is None else y.masked_fill(skip, 0)).unsqueeze(dim)
@@ -166,9 +168,9 @@ def dist_loss(
     student_logits: Logits,
     teacher_logits: Logits,
     *,
-    beta: float = 1.0,
-    gamma: float = 1.0,
-    temperature: float = 1.0,
+    beta: Finite = 1.0,
+    gamma: Finite = 1.0,
+    temperature: Positive = 1.0,
     dim: int = 1,
     ignore: Tensor | Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
@@ -184,14 +186,13 @@ def dist_loss(
     divides there by 1e-8.) 1 - rho is half the squared distance of the centred and normalised vectors, which
     loses no digits where student and teacher are close.
     """
-    check_options(0, temperature)
-
+    check_options(dist_loss, beta=beta, gamma=gamma, temperature=temperature)
     found = _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length)
     losses = []
     for s, t, skip, axis in found:
-        with torch.autocast(s.device.type, enabled=False):
-            inter, intra = correlation_distances(s, t, skip, axis, temperature)
-            losses.append(temperature**2 * (beta * inter + gamma * intra))
+        with without_autocast(s):
+            apart = correlation(s, t, temperature=temperature, dim=axis, ignore=skip)
+            losses.append(temperature**2 * (beta * apart.along_classes + gamma * apart.along_rows))
     return weighted(losses, weights, [pair[:2] for pair in found])
 
 
@@ -247,18 +248,25 @@ def _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length) 
                 )
     for x in students:
         if not isinstance(dim, int) or not -x.dim() <= dim < x.dim() or dim % x.dim() == 0:
-            raise ValueError(f"dim: expected an axis of the logits {tuple(x.shape)} but the batch's, got {dim!r}")
+            expected = f"an axis of the logits {tuple(x.shape)} but the batch's"
+            raise ValueError(f"dim: expected {expected}, got {shapes.describe(dim)}")
     lengths = shapes.check_lengths(lengths, first.shape[0], first.device)
     if padded_length is None:
         padded_length = max(_frames(x, dim) for x in students) if lengths is not None else 1
     padding = Padding(lengths, shapes.check_padded_length(padded_length))
-    masks = [ignore] * len(students) if ignore is None or isinstance(ignore, Tensor) else list(ignore)
-    if len(masks) != len(students):
-        raise ValueError(f"ignore: expected {len(students)} masks, one per pair of logits, got {len(masks)}")
+    masks = [None] * len(students) if ignore is None else _each_of("ignore", ignore, len(students))
     return [
-        _Pair(s, t.detach(), _ignored(s, dim % s.dim(), mask, padding), dim % s.dim())
+        _Pair(s, constant(t), _ignored(s, dim % s.dim(), mask, padding), dim % s.dim())
         for s, t, mask in zip(students, teachers, masks, strict=True)
     ]
+
+
+def _each_of(name: str, given: Tensor | Sequence[Tensor], count: int) -> list[Tensor]:
+    """What belongs to each pair of logits: one tensor, for all, or a list."""
+    items = [given] * count if isinstance(given, Tensor) else list(listed(name, given))
+    if len(items) != count or not all(isinstance(x, Tensor) for x in items):
+        raise ValueError(f"{name}: expected {count} tensors, one per pair of logits, got {shapes.describe(given)}")
+    return items
 
 
 def _check(x: Tensor, name: str) -> None:
@@ -294,10 +302,9 @@ def _ignored(x: Tensor, dim: int, ignore: Tensor | None, padding: Padding) -> Te
 
 def _mean(term, found: Sequence[_Pair], reduction: str, temperature: float, weights) -> Tensor:
     """The weighted sum of the means of term(index, *pair), (B, ...) values that are 0 where rows don't count."""
-    check_choice("reduction", reduction, REDUCTIONS)
     losses = []
     for index, pair in enumerate(found):
-        with torch.autocast(pair.student.device.type, enabled=False):
+        with without_autocast(pair.student):
             values = term(index, *pair)[:, None].flatten(1)
             losses.append(temperature**2 * _reduced(values, pair.ignore, reduction))
     return weighted(losses, weights, [pair[:2] for pair in found])
@@ -305,7 +312,7 @@ def _mean(term, found: Sequence[_Pair], reduction: str, temperature: float, weig
 
 def _reduced(values: Tensor, ignore: Tensor | None, reduction: str) -> Tensor:
     total = values.sum(1)
-    if reduction == "batch":
+    if reduction == "batchmean":
         return total.sum() / max(len(values), 1)
     if ignore is None:
         return total.sum() / max(values.numel(), 1)
@@ -315,56 +322,7 @@ def _reduced(values: Tensor, ignore: Tensor | None, reduction: str) -> Tensor:
     return (total / counts.clamp_min(1)).sum() / (counts > 0).sum().clamp_min(1)
 
 
-class _OnLogits(Configured):
-    """A loss on logits with its options chosen once."""
-
-    def __init__(self, **options):
-        for name in ("student_logits", "teacher_logits", "labels", "ignore"):
-            if name in options:
-                raise TypeError(f"{type(self).__name__}: unexpected option {name!r}")
-        super().__init__(**options)
-
-    def forward(
-        self,
-        student_logits: Logits,
-        teacher_logits: Logits,
-        *,
-        ignore: Tensor | Sequence[Tensor] | None = None,
-        lengths: Tensor | None = None,
-        padded_length: int | None = None,
-    ) -> Tensor:
-        """The loss of these logits; arguments as in the functional form."""
-        return self.function(
-            student_logits, teacher_logits, ignore=ignore, lengths=lengths, padded_length=padded_length, **self.options
-        )
-
-
-class KLLoss(_OnLogits):
-    """kl_loss with its options chosen once."""
-
-    function = staticmethod(kl_loss)
-
-
-class JSDLoss(_OnLogits):
-    """jsd_loss with its options chosen once."""
-
-    function = staticmethod(jsd_loss)
-
-
-class DISTLoss(_OnLogits):
-    """dist_loss with its options chosen once."""
-
-    function = staticmethod(dist_loss)
-
-
-class DKDLoss(_OnLogits):
-    """dkd_loss with its options chosen once."""
-
-    function = staticmethod(dkd_loss)
-
-    def forward(self, student_logits, teacher_logits, labels, *, ignore=None, lengths=None, padded_length=None):
-        """The loss of these logits; arguments as in dkd_loss."""
-        return self.function(
-            student_logits, teacher_logits, labels, ignore=ignore, lengths=lengths, padded_length=padded_length,
-            **self.options,
-        )  # fmt: skip
+KLLoss = module(kl_loss, "KLLoss")
+JSDLoss = module(jsd_loss, "JSDLoss")
+DKDLoss = module(dkd_loss, "DKDLoss")
+DISTLoss = module(dist_loss, "DISTLoss")

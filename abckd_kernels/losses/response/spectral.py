@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ...ops.dots import dots
 from ...ops.spectral import spectra, spectral
-from ..checks import check_number
-from ..features import Configured, batch_mean, weighted
-from .signals import Signals, check_waveform, signal_pairs
+from ..common.features import batch_mean, weighted, without_autocast
+from ..common.modules import module
+from ..common.options import NotNegative, Positive, check_options
+from ._signals import Signals, check_waveform, signal_pairs
 
 ROUNDING = 1e-13  # of a sum of squares: what is less of it behind the mean's removal is no signal
 
@@ -18,10 +19,10 @@ def spectral_loss(
     student: Signals,
     teacher: Signals,
     *,
-    exponent: float = 0.3,
-    magnitude_weight: float = 0.7,
-    complex_weight: float = 0.3,
-    eps: float = 1e-12,
+    power: Positive = 0.3,
+    magnitude_weight: NotNegative = 0.7,
+    complex_weight: NotNegative = 0.3,
+    eps: Positive = 1e-12,
     lengths: Tensor | None = None,
     padded_length: int | None = None,
     weights=None,
@@ -29,13 +30,13 @@ def spectral_loss(
     """Distance of spectra whose magnitudes are compressed by a power, without and with their phases.
 
     Per sample, with m = sqrt(|z|^2 + eps) and means over the valid bins:
-    magnitude_weight mean (m_s^c - m_t^c)^2 + complex_weight mean |s m_s^(c-1) - t m_t^(c-1)|^2, c = exponent;
+    magnitude_weight mean (m_s^c - m_t^c)^2 + complex_weight mean |s m_s^(c-1) - t m_t^(c-1)|^2, c = power;
     L is the mean over samples.
 
     student         a spectrum, complex (B, F, T) or (B, C, F, T) as torch.stft gives it, or pairs (re, im) along one
                     more axis in float32, float64, bfloat16 or float16; or a list of spectra, of any sizes.
     teacher         the same shapes.
-    eps             keeps gradients finite at silence, where they are up to eps^((exponent - 1) / 2) times the error,
+    eps             keeps gradients finite at silence, where they are up to eps^((power - 1) / 2) times the error,
                     16000 by default.
     lengths         (B,) valid frames, on the scale of padded_length; default: of the largest T.
     weights         of the pairs of spectra, default 1/n.
@@ -45,12 +46,13 @@ def spectral_loss(
 
     float32; float64 if a spectrum is. Raises TypeError or ValueError that names the argument.
     """
-    for name, weight in (("magnitude_weight", magnitude_weight), ("complex_weight", complex_weight)):
-        check_number(name, weight, least=0)
+    check_options(
+        spectral_loss, power=power, magnitude_weight=magnitude_weight, complex_weight=complex_weight, eps=eps
+    )  # fmt: skip
     found, ends = signal_pairs(student, teacher, lengths, padded_length, _check_spectrum)
     losses = []
     for s, t in found:
-        errors = spectral(s, t, exponent=exponent, eps=eps, lengths=ends.lengths, padded_length=ends.padded_length)
+        errors = spectral(s, t, exponent=power, eps=eps, lengths=ends.lengths, padded_length=ends.padded_length)
         losses.append(batch_mean(magnitude_weight * errors.magnitude + complex_weight * errors.complex))
     return weighted(losses, weights, [[spectra.as_pairs(x) for x in pair] for pair in found])
 
@@ -65,8 +67,8 @@ def si_snr_loss(
     teacher: Signals,
     *,
     zero_mean: bool = True,
-    factor: float = 10.0,
-    eps: float = 1e-8,
+    factor: Positive = 10.0,
+    eps: Positive = 1e-8,
     lengths: Tensor | None = None,
     padded_length: int | None = None,
     weights=None,
@@ -87,13 +89,12 @@ def si_snr_loss(
 
     float32; float64 if a waveform is. Raises TypeError or ValueError that names the argument.
     """
-    check_number("eps", eps, least=0, above=True)
-    check_number("factor", factor, least=0, above=True)
+    check_options(si_snr_loss, zero_mean=zero_mean, factor=factor, eps=eps)
     found, ends = signal_pairs(student, teacher, lengths, padded_length, check_waveform)
     losses = []
     for s, t in found:
         count = ends.of(s)
-        with torch.autocast(s.device.type, enabled=False):
+        with without_autocast(s):
             rows = [ends.zeroed(x).flatten(0, -2) for x in (s, t)]
             if count is not None and s.dim() == 3:
                 count = count.repeat_interleave(s.shape[1])
@@ -122,13 +123,5 @@ def _projected(s: Tensor, t: Tensor, count: Tensor | None, zero_mean: bool, eps:
     return signal, (rest.square() * tt - 2 * rest * te + ee).clamp_min(0)
 
 
-class SpectralLoss(Configured):
-    """spectral_loss with its options chosen once."""
-
-    function = staticmethod(spectral_loss)
-
-
-class SiSNRLoss(Configured):
-    """si_snr_loss with its options chosen once."""
-
-    function = staticmethod(si_snr_loss)
+SpectralLoss = module(spectral_loss, "SpectralLoss")
+SiSNRLoss = module(si_snr_loss, "SiSNRLoss")

@@ -30,16 +30,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ... import backends
 from .. import shapes
-
-FORWARD = (
-    "(Tensor[] student_maps, Tensor[] teacher_maps, Tensor? scores, Tensor? mask, SymInt[] grid, bool per_frame,"
-    " float temperature, Tensor? lengths, SymInt padded_length, bool gradients) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-BACKWARD = (
-    "(Tensor distance_grads, Tensor map_grads, SymInt[] sizes, Tensor? lengths, SymInt padded_length) -> Tensor[]"
-)
+from ..contract import op
 
 
 def compress(
@@ -102,15 +94,8 @@ def compress(
         scores = scores.to(dtype)
     mask = check_mask(mask, pairs, device)
     teacher_maps = [x.detach() for x in teacher_maps]
-    gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*student_maps, scores))
-    extension = backends.extension()
-    direct = extension is not None and not torch.compiler.is_compiling()
-    if direct and backends.is_native(backends.choose("compress_forward", device.type)):
-        kernel = extension.compress
-    else:
-        kernel = backends.kernel("compress_forward", device)
-    distances, attention, *_ = kernel(
-        student_maps, teacher_maps, scores, mask, grid, per_frame, temperature, lengths, padded_length, gradients
+    distances, attention = _compress(
+        student_maps, teacher_maps, scores, mask, grid, per_frame, temperature, lengths, padded_length
     )
     return distances, attention if scores is not None else attention.detach()
 
@@ -122,7 +107,8 @@ def check_mask(mask, pairs: tuple[int, int], device: torch.device | None = None)
     try:
         mask = torch.as_tensor(mask)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"mask: expected {pairs} booleans (student layers, teacher layers), got {mask!r}") from error
+        expected = f"{pairs} booleans (student layers, teacher layers)"
+        raise ValueError(f"mask: expected {expected}, got {shapes.describe(mask)}") from error
     if mask.shape != pairs:
         raise ValueError(f"mask: expected shape {pairs} (student layers, teacher layers), got {tuple(mask.shape)}")
     mask = mask.bool()
@@ -153,11 +139,11 @@ def common_grid(maps: Sequence[Tensor], grid: Sequence[int] | None) -> list[int]
     if grid is None:
         grid = [min(x.shape[1 + axis] for x in maps) for axis in range(axes)]
     elif not isinstance(grid, Sequence) or len(grid) != axes or not all(isinstance(x, int) and x > 0 for x in grid):
-        raise ValueError(f"grid: expected {axes} positive whole number{'s' * (axes > 1)}, got {grid!r}")
+        raise ValueError(f"grid: expected {axes} positive whole number{'s' * (axes > 1)}, got {shapes.describe(grid)}")
     return [*grid, 1][:2]
 
 
-def _forward_fake(
+def _forward_shapes(
     student_maps, teacher_maps, scores, mask, grid, per_frame, temperature, lengths, padded_length, gradients
 ):
     like, pairs = student_maps[0], (len(student_maps), len(teacher_maps))
@@ -173,42 +159,36 @@ def _forward_fake(
     )
 
 
-def _backward_fake(distance_grads, map_grads, sizes, lengths, padded_length):
-    return [map_grads.new_empty((map_grads.shape[0], *size)) for size in zip(sizes[::2], sizes[1::2], strict=True)]
+def _backward_shapes(
+    grad_distances, grad_attention, attention, attention_grads, map_grads, student_maps_sizes, lengths, padded_length,
+    needed,
+):  # fmt: skip
+    sizes = zip(student_maps_sizes[::2], student_maps_sizes[1::2], strict=True)
+    wanted = needed[0] and grad_distances is not None
+    maps = [map_grads.new_empty((map_grads.shape[0], *size)) for size in sizes if wanted]
+    return maps, torch.empty_like(attention) if needed[1] else attention.new_empty(0)
 
 
-def _setup_context(ctx, inputs, output):
-    student_maps, teacher_maps, _, _, _, _, _, lengths, padded_length, _ = inputs
-    _, attention, attention_grads, map_grads = output
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(attention, attention_grads, map_grads, lengths)
-    ctx.sizes = [size for x in student_maps for size in x.shape[1:]]
-    ctx.padded_length = padded_length
-    ctx.counts = len(student_maps), len(teacher_maps)
+def score_gradients(
+    grad_distances: Tensor | None, grad_attention: Tensor | None, attention: Tensor, attention_grads: Tensor
+) -> Tensor:
+    """The gradient of the scores (B, n, m), through the attention's and through the distances'."""
+    total = torch.zeros_like(attention) if grad_attention is None else grad_attention
+    if grad_distances is not None:
+        total = total + grad_distances.unsqueeze(-1) * attention_grads
+    total = total.masked_fill(attention == 0, 0)  # the derivative of an entropy is infinite there
+    return attention * (total - (attention * total).sum(-1, keepdim=True))
 
 
-def _backward(ctx, distance_grads, attention_out_grads, *_):
-    attention, attention_grads, map_grads, lengths = ctx.saved_tensors
-    needs_maps, needs_scores = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-    (student_grads, teacher_grads), score_grads = ([None] * count for count in ctx.counts), None
-    if any(needs_maps) and distance_grads is not None:
-        kernel = backends.kernel("compress_backward", map_grads.device)
-        student_grads = kernel(distance_grads, map_grads, ctx.sizes, lengths, ctx.padded_length)
-        student_grads = [backends.refuse_second_derivative(grad) for grad in student_grads]
-    if needs_scores:
-        total = torch.zeros_like(attention) if attention_out_grads is None else attention_out_grads
-        if distance_grads is not None:
-            total = total + distance_grads.unsqueeze(-1) * attention_grads
-        total = total.masked_fill(attention == 0, 0)  # the derivative of an entropy is infinite there
-        score_grads = attention * (total - (attention * total).sum(-1, keepdim=True))
-        score_grads = backends.refuse_second_derivative(score_grads)
-    return student_grads, teacher_grads, score_grads, *[None] * 7
-
-
-backends.define(
-    "compress_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu", "cuda")
+_compress = op(
+    __name__,
+    forward="(Tensor[] student_maps, Tensor[] teacher_maps, Tensor? scores, Tensor? mask, SymInt[] grid,"
+    " bool per_frame, float temperature, Tensor? lengths, SymInt padded_length, bool gradients)"
+    " -> (Tensor distances, Tensor attention, Tensor attention_grads, Tensor map_grads)",
+    backward="(Tensor? grad_distances, Tensor? grad_attention, Tensor attention, Tensor attention_grads,"
+    " Tensor map_grads, SymInt[] student_maps_sizes, Tensor? lengths, SymInt padded_length, bool[] needed)"
+    " -> (Tensor[] student_maps, Tensor scores)",
+    forward_shapes=_forward_shapes,
+    backward_shapes=_backward_shapes,
+    native=("cpu", "cuda"),
 )
-backends.define(
-    "compress_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu", "cuda")
-)
-backends.differentiate("compress_forward", _backward, _setup_context)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..shapes import frame_mask, valid_frames
+from . import score_gradients
 
 EPS = 1e-12  # as torch.nn.functional.normalize; a silent map stays zero
 
@@ -58,16 +59,26 @@ def forward(
 
 
 def backward(
-    distance_grads: Tensor, map_grads: Tensor, sizes: list[int], lengths: Tensor | None, padded_length: int
-) -> list[Tensor]:
-    grid = map_grads.shape[2:]
-    grads = []
-    for index, size in enumerate(zip(sizes[::2], sizes[1::2], strict=True)):
-        grad = map_grads[:, index] * distance_grads[:, index, None, None]
-        over_frames = _windows(grid[0], size[0], lengths, padded_length, grad)
-        over_bands = _windows(grid[1], size[1], None, 0, grad)
-        grads.append(over_frames.transpose(-1, -2) @ grad @ over_bands)
-    return grads
+    grad_distances: Tensor | None,
+    grad_attention: Tensor | None,
+    attention: Tensor,
+    attention_grads: Tensor,
+    map_grads: Tensor,
+    student_maps_sizes: list[int],
+    lengths: Tensor | None,
+    padded_length: int,
+    needed: list[bool],
+) -> tuple[list[Tensor], Tensor]:
+    grid, maps = map_grads.shape[2:], []
+    if needed[0] and grad_distances is not None:
+        for index, size in enumerate(zip(student_maps_sizes[::2], student_maps_sizes[1::2], strict=True)):
+            grad = map_grads[:, index] * grad_distances[:, index, None, None]
+            over_frames = _windows(grid[0], size[0], lengths, padded_length, grad)
+            over_bands = _windows(grid[1], size[1], None, 0, grad)
+            maps.append(over_frames.transpose(-1, -2) @ grad @ over_bands)
+    if not needed[1]:
+        return maps, attention.new_empty(0)
+    return maps, score_gradients(grad_distances, grad_attention, attention, attention_grads)
 
 
 def _groups(like: Tensor, grid: list[int], per_frame: bool, rows: Tensor | None) -> tuple[int, Tensor]:

@@ -33,19 +33,10 @@ import math
 import torch
 from torch import Tensor
 
-from ... import backends
 from .. import shapes
+from ..contract import op
 
 KINDS = ("kl", "reverse_kl", "jsd")
-
-FORWARD = (
-    "(Tensor student, Tensor teacher, Tensor? ignore, int kind, float beta, float temperature, bool gradients)"
-    " -> (Tensor, Tensor)"
-)
-BACKWARD = (
-    "(Tensor value_grads, Tensor student, Tensor teacher, Tensor saved, int kind, float beta, float temperature)"
-    " -> Tensor"
-)
 
 
 def divergence(
@@ -65,7 +56,8 @@ def divergence(
     teacher       logits of the same shape; detached. Where dtypes differ, both are read in the one that holds both.
     kind          "kl", "reverse_kl" or "jsd".
     beta          the teacher's share in jsd, 0 to 1.
-    temperature   divides the logits. The values are not multiplied by its square: losses do that.
+    temperature   divides the logits. The values are not multiplied by its square: losses do that. Where beta or the
+                  temperature change, compiled code does not depend on their values.
     dim           the axis of the classes.
     ignore        bool, of the logits' shape without `dim`: rows that are true are 0 and get no gradient, whatever their
                   logits, NaN included.
@@ -83,10 +75,11 @@ def divergence(
         student, teacher, dim = student.movedim(dim, -1), teacher.movedim(dim, -1), student.dim() - 1
     sizes = math.prod(student.shape[:dim]), student.shape[dim], math.prod(student.shape[dim + 1 :])
     student, teacher = student.reshape(sizes), teacher.reshape(sizes)
-    gradients = torch.is_grad_enabled() and student.requires_grad
-    kernel = backends.kernel("divergence_forward", student.device)
-    values, _ = kernel(student, teacher, ignore, kind, beta, temperature, gradients)
-    return values.reshape(shape)
+    options = None
+    if shapes.changing(beta, temperature):
+        options = torch.stack([shapes.scalar(x, torch.device("cpu"), torch.float64) for x in (beta, temperature)])
+        beta, temperature = 0.5, 1.0
+    return _divergence(student, teacher, ignore, kind, beta, temperature, options).reshape(shape)
 
 
 def check_kind(kind: str) -> int:
@@ -144,35 +137,30 @@ def saved_rows(kind: int) -> int:
     return 4 if KINDS[kind] == "kl" else 5
 
 
-def _forward_fake(student, teacher, ignore, kind, beta, temperature, gradients):
+def numbers(beta: float, temperature: float, options: Tensor | None) -> tuple[float, float]:
+    """beta and temperature as a kernel takes them: those given, unless `options`, on the host, holds both."""
+    return (beta, temperature) if options is None else tuple(options.tolist())
+
+
+def _forward_shapes(student, teacher, ignore, kind, beta, temperature, options, gradients):
     dtype, rows = shapes.accumulation_dtype(student.dtype), student.shape[0] * student.shape[2]
     saved = (saved_rows(kind), rows) if gradients else (0,)
     return student.new_empty((rows,), dtype=dtype), student.new_empty(saved, dtype=dtype)
 
 
-def _backward_fake(value_grads, student, teacher, saved, kind, beta, temperature):
+def _backward_shapes(grad_values, student, teacher, saved, kind, beta, temperature, options):
     return student.new_empty(student.shape)
 
 
-def _setup_context(ctx, inputs, output):
-    student, teacher, _, *ctx.options, _ = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(student, teacher, output[1])
-
-
-def _backward(ctx, value_grads, _):
-    grad = None
-    if value_grads is not None and ctx.needs_input_grad[0]:
-        student, teacher, saved = ctx.saved_tensors
-        kernel = backends.kernel("divergence_backward", student.device)
-        grad = backends.refuse_second_derivative(kernel(value_grads, student, teacher, saved, *ctx.options))
-    return grad, *[None] * 6
-
-
-backends.define(
-    "divergence_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu", "cuda")
+# options (2,) float64 on the CPU: beta and temperature where they change under torch.compile, which would compile again
+# for each value of a float.
+OPTIONS = "int kind, float beta, float temperature, Tensor? options"
+_divergence = op(
+    __name__,
+    forward=f"(Tensor student, Tensor teacher, Tensor? ignore, {OPTIONS}, bool gradients)"
+    " -> (Tensor values, Tensor saved)",
+    backward=f"(Tensor grad_values, Tensor student, Tensor teacher, Tensor saved, {OPTIONS}) -> Tensor student",
+    forward_shapes=_forward_shapes,
+    backward_shapes=_backward_shapes,
+    native=("cpu", "cuda"),
 )
-backends.define(
-    "divergence_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu", "cuda")
-)
-backends.differentiate("divergence_forward", _backward, _setup_context)

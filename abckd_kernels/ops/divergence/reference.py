@@ -6,14 +6,16 @@ import torch
 from torch import Tensor
 
 from ..shapes import accumulation_dtype
-from . import KINDS
+from . import KINDS, numbers
 
 INFINITY = float("inf")
 
 
 def forward(
-    student: Tensor, teacher: Tensor, ignore: Tensor | None, kind: int, beta: float, temperature: float, gradients: bool
-) -> tuple[Tensor, Tensor]:
+    student: Tensor, teacher: Tensor, ignore: Tensor | None, kind: int, beta: float, temperature: float,
+    options: Tensor | None, gradients: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    beta, temperature = numbers(beta, temperature, options)
     s, t = (_rows(x) for x in (student, teacher))
     (max_s, lse_s), (max_t, lse_t) = (_normaliser(x, temperature) for x in (s, t))
     dead = (lse_s == -INFINITY) | (lse_t == -INFINITY)
@@ -40,8 +42,10 @@ def forward(
 
 
 def backward(
-    value_grads: Tensor, student: Tensor, teacher: Tensor, saved: Tensor, kind: int, beta: float, temperature: float
-) -> Tensor:
+    value_grads: Tensor, student: Tensor, teacher: Tensor, saved: Tensor, kind: int, beta: float, temperature: float,
+    options: Tensor | None,
+) -> Tensor:  # fmt: skip
+    beta, temperature = numbers(beta, temperature, options)
     s, t = (_rows(x) for x in (student, teacher))
     max_s, lse_s, max_t, lse_t, *moment = saved.view(len(saved), *s.shape[1:])
     dead = lse_s == INFINITY

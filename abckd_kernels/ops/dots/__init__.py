@@ -8,12 +8,13 @@ Everything is float64 from the products on. From these, what depends on the diff
 keeps its digits (x.x e.e - (x.e)^2 is x.x y.y - (x.y)^2 without its cancellation), and so does what depends on channels
 of very different size. The last two are the sums, by which a mean comes off the others.
 
-Derivative: of x and of y it is, per channel, a number times x plus a number times e plus a number; both come from
+Derivative, with g (B, C, 7) the gradient of the products: both features' gradients combine x, e and 1,
 
-    combined[b, c, p] = f[b, c, 0] x[b, c, p] + f[b, c, 1] e[b, c, p] + f[b, c, 2]
+    gx = (2 g_xx + g_xy - g_xe) x + (g_xy + g_xe - 2 g_ee) e + g_x1 - g_e1
+    gy = (2 g_yy + g_xy + g_xe) x + (2 g_yy + 2 g_ee) e + g_e1
 
-Bytes, with S the size of a feature: forward reads 2 S, backward reads 2 S and writes S. Contiguous features are read as
-they lie, other layouts cost a copy.
+Bytes, with S the size of a feature: forward reads 2 S, backward reads 2 S and writes S for each gradient that is
+needed. Contiguous features are read as they lie, other layouts cost a copy.
 """
 
 from __future__ import annotations
@@ -21,11 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import backends
 from .. import shapes
-
-FORWARD = "(Tensor x, Tensor y) -> Tensor"
-BACKWARD = "(Tensor factors, Tensor x, Tensor y) -> Tensor"
+from ..contract import op
 
 
 def dots(x: Tensor, y: Tensor) -> Tensor:
@@ -34,8 +32,7 @@ def dots(x: Tensor, y: Tensor) -> Tensor:
     x, y   (B, C, T), (B, C, T, F) or (B, C, H, W); float32, float64, bfloat16 or float16. Where dtypes differ, the
            narrower one is widened, which costs a copy.
 
-    Returns (B, C, 7) float64: x.x, y.y, x.y, x.e, e.e with e = y - x, the sum of x, that of e. Second derivatives
-    don't exist.
+    Returns (B, C, 7) float64: x.x, y.y, x.y, x.e, e.e with e = y - x, the sum of x, that of e.
 
     Raises TypeError or ValueError that names the argument.
     """
@@ -46,36 +43,29 @@ def dots(x: Tensor, y: Tensor) -> Tensor:
     if x.dtype != y.dtype:
         dtype = torch.promote_types(x.dtype, y.dtype)
         x, y = x.to(dtype), y.to(dtype)
-    return backends.kernel("dots_forward", x.device)(x, y)
+    return _dots(x, y)
 
 
-def _forward_fake(x, y):
+def factors(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """What x, e and 1 are multiplied by in the gradients of x and of y: (B, C, 3) each, of the products' (B, C, 7)."""
+    xx, yy, xy, xe, ee, sum_x, sum_e = grad.unbind(-1)
+    of_x = torch.stack((2 * xx + xy - xe, xy + xe - 2 * ee, sum_x - sum_e), -1)
+    return of_x, torch.stack((2 * yy + xy + xe, 2 * yy + 2 * ee, sum_e), -1)
+
+
+def _forward_shapes(x, y):
     return x.new_empty((*x.shape[:2], 7), dtype=shapes.matrix_dtype(x.device))
 
 
-def _backward_fake(factors, x, y):
-    return x.new_empty(x.shape)
+def _backward_shapes(grad_products, x, y, needed):
+    return tuple(x.new_empty(x.shape if is_needed else (0,)) for is_needed in needed)
 
 
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx, grad):
-    x, y = ctx.saved_tensors
-    xx, yy, xy, xe, ee, sum_x, sum_e = grad.unbind(-1)
-    factors = (
-        (2 * xx + xy - xe, xy + xe - 2 * ee, sum_x - sum_e),
-        (2 * yy + xy + xe, 2 * yy + 2 * ee, sum_e),
-    )
-    return tuple(
-        backends.refuse_second_derivative(
-            backends.kernel("dots_backward", x.device)(torch.stack(of_input, -1), x, y)
-        ) if needed else None
-        for of_input, needed in zip(factors, ctx.needs_input_grad, strict=True)
-    )  # fmt: skip
-
-
-backends.define("dots_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu",))
-backends.define("dots_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu",))
-backends.differentiate("dots_forward", _backward, _setup_context)
+_dots = op(
+    __name__,
+    forward="(Tensor x, Tensor y) -> Tensor products",
+    backward="(Tensor grad_products, Tensor x, Tensor y, bool[] needed) -> (Tensor x, Tensor y)",
+    forward_shapes=_forward_shapes,
+    backward_shapes=_backward_shapes,
+    native=("cpu",),
+)

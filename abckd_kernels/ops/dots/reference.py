@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..shapes import matrix_dtype
+from . import factors
 
 
 def forward(x: Tensor, y: Tensor) -> Tensor:
@@ -15,10 +16,17 @@ def forward(x: Tensor, y: Tensor) -> Tensor:
     return torch.stack([values.sum(2) for values in products], -1)
 
 
-def backward(factors: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def backward(grad_products: Tensor, x: Tensor, y: Tensor, needed: list[bool]) -> tuple[Tensor, ...]:
     rows, e = _rows(x, y)
-    factors = factors.to(rows.dtype)[:, :, None]
-    return (rows * factors[..., 0] + e * factors[..., 1] + factors[..., 2]).view(x.shape).to(x.dtype).contiguous()
+
+    def combined(f: Tensor) -> Tensor:
+        f = f.to(rows.dtype)[:, :, None]
+        return (rows * f[..., 0] + e * f[..., 1] + f[..., 2]).view(x.shape).to(x.dtype).contiguous()
+
+    return tuple(
+        combined(f) if is_needed else x.new_empty(0)
+        for f, is_needed in zip(factors(grad_products), needed, strict=True)
+    )
 
 
 def _rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """dots in Triton: a program owns one channel of one sample.
 
-Bytes, with S the size of a feature: forward reads 2 S; backward reads 2 S and writes S. Everything is float64, five
+Bytes, with S the size of a feature: forward reads 2 S; backward reads 2 S and writes S for each
+gradient. Everything is float64, five
 products per element: where that is rare (1/64 of float32's rate), memory is still slower.
 """
 
@@ -11,14 +12,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_layers import launch
+from ..triton_layers import aligned, kernel, launch, width
+from . import factors
 
 BLOCK = 512
 
 
-@triton.jit
-def forward_kernel(x_ptr, y_ptr, dots_ptr, columns, BLOCK: tl.constexpr):
+@kernel
+def forward_kernel(x_ptr, y_ptr, dots_ptr, columns: tl.int64, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
+    columns = aligned(columns, WIDTH)
     x_ptr += row * columns
     y_ptr += row * columns
     xx = tl.zeros((BLOCK,), tl.float64)
@@ -50,37 +53,53 @@ def forward_kernel(x_ptr, y_ptr, dots_ptr, columns, BLOCK: tl.constexpr):
     tl.store(dots_ptr + 6, tl.sum(e_sum, 0))
 
 
-@triton.jit
-def backward_kernel(factors_ptr, x_ptr, y_ptr, result_ptr, columns, blocks, BLOCK: tl.constexpr):
+@kernel
+def backward_kernel(
+    x_factors_ptr, y_factors_ptr,  # (rows, 3)
+    x_ptr, y_ptr, x_grad_ptr, y_grad_ptr, columns: tl.int64, blocks,
+    OF_X: tl.constexpr, OF_Y: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     row = program // blocks
+    columns = aligned(columns, WIDTH)
     k = program % blocks * BLOCK + tl.arange(0, BLOCK)
-    of_x = tl.load(factors_ptr + row * 3)
-    of_e = tl.load(factors_ptr + row * 3 + 1)
-    constant = tl.load(factors_ptr + row * 3 + 2)
     x = tl.load(x_ptr + row * columns + k, k < columns, other=0).to(tl.float64)
     y = tl.load(y_ptr + row * columns + k, k < columns, other=0).to(tl.float64)
-    fresh = x * of_x + (y - x) * of_e + constant
+    if OF_X:
+        combine(x_factors_ptr + row * 3, x, y - x, x_grad_ptr + row * columns, k, columns)
+    if OF_Y:
+        combine(y_factors_ptr + row * 3, x, y - x, y_grad_ptr + row * columns, k, columns)
+
+
+@triton.jit
+def combine(factors_ptr, x, e, result_ptr, k, columns):
+    """Stores the sum of x, e and 1, each times its factor."""
+    fresh = x * tl.load(factors_ptr) + e * tl.load(factors_ptr + 1) + tl.load(factors_ptr + 2)
     # By way of float32, which Triton's interpreter needs for bfloat16.
     narrow = fresh if result_ptr.dtype.element_ty == tl.float64 else fresh.to(tl.float32)
-    tl.store(result_ptr + row * columns + k, narrow.to(result_ptr.dtype.element_ty), k < columns)
+    tl.store(result_ptr + k, narrow.to(result_ptr.dtype.element_ty), k < columns)
 
 
 def forward(x: Tensor, y: Tensor) -> Tensor:
     x, y = x.contiguous(), y.contiguous()
     dots = x.new_empty((*x.shape[:2], 7), dtype=torch.float64)
-    launch(forward_kernel, x.shape[0] * x.shape[1], x, x, y, dots, x[0, 0].numel() if len(x) else 0, BLOCK=BLOCK)
+    columns = x.shape[2:].numel()
+    launch(
+        forward_kernel, x.shape[0] * x.shape[1], x,
+        x, y, dots, columns, WIDTH=width(x, columns), BLOCK=BLOCK,
+    )  # fmt: skip
     return dots
 
 
-def backward(factors: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def backward(grad_products: Tensor, x: Tensor, y: Tensor, needed: list[bool]) -> tuple[Tensor, ...]:
     x, y = x.contiguous(), y.contiguous()
-    factors = factors.to(torch.float64).contiguous()
-    result = torch.empty_like(x)
-    columns = x[0, 0].numel() if len(x) else 0
+    both = [f.to(torch.float64).contiguous() for f in factors(grad_products)]
+    results = tuple(torch.empty_like(x) if is_needed else x.new_empty(0) for is_needed in needed)
+    columns = x.shape[2:].numel()
     blocks = triton.cdiv(columns, BLOCK)
     launch(
         backward_kernel, x.shape[0] * x.shape[1] * blocks, x,
-        factors, x, y, result, columns, blocks, BLOCK=BLOCK,
+        *both, x, y, *results, columns, blocks, OF_X=needed[0], OF_Y=needed[1], WIDTH=width(x, columns),
+        BLOCK=BLOCK,
     )  # fmt: skip
-    return result
+    return results

@@ -12,7 +12,7 @@ For a feature x (B, C, T), (B, C, T, F), or vectors (B, D), the rows of each gro
 
 with z = x, or, shifted, z_0 = x_0 and z_r = x_r - x_0: distances of the rows are then differences of numbers of their
 own size, not of the size of the features' mean, and the products of the rows themselves still follow from G
-(losses/relations/gram.py). Products are taken in float32 (float64 for float64 features) and summed over some hundred
+(losses/relations/_gram.py). Products are taken in float32 (float64 for float64 features) and summed over some hundred
 columns in it, on a GPU some thousand, beyond that in float64.
 
 Derivative, with M = dG + dGᵀ: gz = M z; shifted, gx_r = gz_r for r > 0 and gx_0 = gz_0 - sum_{r>0} gz_r.
@@ -26,11 +26,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ... import backends
 from .. import shapes
+from ..contract import op
 
-FORWARD = "(Tensor x, str axis, bool shifted) -> Tensor"
-BACKWARD = "(Tensor grad, Tensor x, str axis, bool shifted) -> Tensor"
 AXES = ("samples", "channels", "frames", "samples_per_frame")
 
 
@@ -42,14 +40,14 @@ def gram(x: Tensor, axis: str = "samples", *, shifted: bool = False) -> Tensor:
     axis      what the rows are: "samples", "channels", "frames" or "samples_per_frame".
     shifted   subtract a group's first row from the others.
 
-    Returns (groups, rows, rows) float64. Second derivatives don't exist.
+    Returns (groups, rows, rows) float64.
     Raises TypeError or ValueError that names the argument.
     """
     if axis not in AXES:
         raise ValueError(f"axis: expected one of {', '.join(AXES)}, got {axis!r}")
     vectors = axis == "samples" and isinstance(x, Tensor) and x.dim() == 2
     shapes.check_feature(x[..., None] if vectors else x, "x")
-    return backends.kernel("gram_forward", x.device)(x, axis, bool(shifted))
+    return _gram(x, axis, bool(shifted))
 
 
 def size(x: Tensor, axis: str) -> tuple[int, int, int]:
@@ -75,25 +73,19 @@ def laid_out(x: Tensor, axis: str) -> Tensor:
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def _forward_fake(x, axis, shifted):
+def _forward_shapes(x, axis, shifted):
     return x.new_empty(size(x, axis), dtype=shapes.matrix_dtype(x.device))
 
 
-def _backward_fake(grad, x, axis, shifted):
+def _backward_shapes(grad_products, x, axis, shifted):
     return shapes.empty_like(laid_out(x, axis))
 
 
-def _setup_context(ctx, inputs, output):
-    x, *ctx.options = inputs
-    ctx.save_for_backward(x)
-
-
-def _backward(ctx, grad):
-    (x,) = ctx.saved_tensors
-    result = backends.kernel("gram_backward", x.device)(grad, x, *ctx.options)
-    return backends.refuse_second_derivative(result), None, None
-
-
-backends.define("gram_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu",))
-backends.define("gram_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu",))
-backends.differentiate("gram_forward", _backward, _setup_context)
+_gram = op(
+    __name__,
+    forward="(Tensor x, str axis, bool shifted) -> Tensor products",
+    backward="(Tensor grad_products, Tensor x, str axis, bool shifted) -> Tensor x",
+    forward_shapes=_forward_shapes,
+    backward_shapes=_backward_shapes,
+    native=("cpu",),
+)

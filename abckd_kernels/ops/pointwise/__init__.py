@@ -20,8 +20,8 @@ where a kink leaves it open; s, t and l are constants to it otherwise. The teach
 Bytes, with S the size of a feature: forward reads s and t, 2 S (3 S with l), and writes (B, C) values; backward reads
 the same and writes gs, 3 S altogether (5 S with l).
 
-A further kind is a line of KINDS, a pair of functions in reference.py and in triton.py, and a struct in
-csrc/cpu/pointwise.inl.
+A further kind is a line of KINDS, a pair of functions in reference.py and in triton.py; in csrc a name in
+PointwiseKind (arguments.h) and in kKinds (torch/pointwise.cpp), a struct and its case in cpu/pointwise.inl.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ... import backends
 from .. import shapes
+from ..contract import op
 
 
 class Kind(NamedTuple):
@@ -51,9 +51,10 @@ KINDS = {
     "margin": Kind(per_channel=True),
     "heteroscedastic": Kind(parameter=1e-6, third=True),
 }
-OPERANDS = "Tensor student, Tensor teacher, Tensor? third, Tensor? per_channel, str kind, float parameter"
-FORWARD = f"({OPERANDS}, Tensor? lengths, SymInt padded_length) -> Tensor"
-BACKWARD = f"(Tensor grad, {OPERANDS}, Tensor? lengths, SymInt padded_length) -> Tensor[]"
+OPERANDS = (
+    "Tensor student, Tensor teacher, Tensor? third, Tensor? per_channel, str kind, float parameter,"
+    " Tensor? lengths, SymInt padded_length"
+)
 
 
 def pointwise(
@@ -103,8 +104,7 @@ def pointwise(
     padded_length = shapes.check_padded_length(student.shape[2] if padded_length is None else padded_length)
     lengths = shapes.check_lengths(lengths, student.shape[0], student.device)
     third = None if third is None else third.to(dtype)
-    kernel = backends.kernel("pointwise_forward", student.device)
-    return kernel(
+    return _pointwise(
         student.to(dtype), teacher.detach().to(dtype), third, per_channel, kind, parameter, lengths, padded_length
     )
 
@@ -125,43 +125,24 @@ def check_parameter(kind: str, parameter: float | None) -> float:
         return 0.0
     if parameter is None:
         return default
-    if not parameter > 0:
-        raise ValueError(f"parameter: expected a positive number, got {parameter!r}")
+    if not isinstance(parameter, int | float) or not parameter > 0:
+        raise ValueError(f"parameter: expected a positive number, got {shapes.describe(parameter)}")
     return float(parameter)
 
 
-def _forward_fake(student, teacher, third, per_channel, kind, parameter, lengths, padded_length):
+def _forward_shapes(student, teacher, third, per_channel, kind, parameter, lengths, padded_length):
     return student.new_empty(student.shape[:2], dtype=shapes.accumulation_dtype(student.dtype))
 
 
-def _backward_fake(grad, student, teacher, third, per_channel, kind, parameter, lengths, padded_length):
-    return [shapes.empty_like(student) for _ in range(1 + KINDS[kind].third)]
+def _backward_shapes(grad_sums, student, teacher, third, per_channel, kind, parameter, lengths, padded_length):
+    return shapes.empty_like(student), shapes.empty_like(student) if KINDS[kind].third else student.new_empty(0)
 
 
-def _setup_context(ctx, inputs, output):
-    student, teacher, third, per_channel, kind, parameter, lengths, padded_length = inputs
-    ctx.set_materialize_grads(False)
-    ctx.options = kind, parameter
-    ctx.padded_length = padded_length
-    if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
-        ctx.save_for_backward(student, teacher, third, per_channel, lengths)
-
-
-def _backward(ctx, grad):
-    results = [None] * 8
-    if grad is None or not (ctx.needs_input_grad[0] or ctx.needs_input_grad[2]):
-        return tuple(results)
-    *operands, lengths = ctx.saved_tensors
-    kernel = backends.kernel("pointwise_backward", grad.device)
-    fresh = kernel(grad, *operands, *ctx.options, lengths, ctx.padded_length)
-    for place, result in zip((0, 2), fresh, strict=False):
-        if ctx.needs_input_grad[place]:
-            results[place] = backends.refuse_second_derivative(result)
-    return tuple(results)
-
-
-backends.define("pointwise_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu",))
-backends.define(
-    "pointwise_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu",)
+_pointwise = op(
+    __name__,
+    forward=f"({OPERANDS}) -> Tensor sums",
+    backward=f"(Tensor grad_sums, {OPERANDS}) -> (Tensor student, Tensor third)",
+    forward_shapes=_forward_shapes,
+    backward_shapes=_backward_shapes,
+    native=("cpu",),
 )
-backends.differentiate("pointwise_forward", _backward, _setup_context)

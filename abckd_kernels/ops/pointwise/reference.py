@@ -96,7 +96,7 @@ def backward(
     parameter: float,
     lengths: Tensor | None,
     padded_length: int,
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor]:
     operands = _wide(student, teacher, third, per_channel)
     grad = grad.to(operands[0].dtype).view(*grad.shape, *[1] * (student.dim() - 2))
     mask = broadcast_mask(student, lengths, padded_length)
@@ -106,7 +106,7 @@ def backward(
         if mask is not None:
             slope = slope.masked_fill(~mask, 0)
         results.append(empty_like(dense(student)).copy_(slope))
-    return results
+    return results[0], results[1] if len(results) > 1 else student.new_empty(0)
 
 
 def _wide(student, teacher, third, per_channel) -> list[Tensor | None]:

@@ -25,15 +25,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ... import backends
 from .. import shapes
+from ..contract import op
 
-_OPERANDS = (
+OPERANDS = (
     "Tensor student, Tensor weight, Tensor[] teachers, Tensor? bias, Tensor? attention, Tensor? lengths,"
     " SymInt padded_length"
 )
-FORWARD = f"({_OPERANDS}) -> Tensor"
-BACKWARD = f"(Tensor error_grads, {_OPERANDS}, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)"
 
 
 def project(
@@ -79,8 +77,7 @@ def project(
     lengths = shapes.check_lengths(lengths, expected[0], student.device)
     if any(x.dtype == torch.float64 for x in (student, *teachers)):
         student, *teachers = (x.double() for x in (student, *teachers))
-    kernel = backends.kernel("project_forward", student.device)
-    return kernel(student, weight, [x.detach() for x in teachers], bias, attention, lengths, padded_length)
+    return _project(student, weight, [x.detach() for x in teachers], bias, attention, lengths, padded_length)
 
 
 def _check_parameter(name: str, x: Tensor, shape: tuple[int, ...], student: Tensor) -> None:
@@ -94,44 +91,26 @@ def _check_parameter(name: str, x: Tensor, shape: tuple[int, ...], student: Tens
         raise ValueError(f"{name}: expected device {student.device} as student, got {x.device}")
 
 
-def _forward_fake(student, weight, teachers, bias, attention, lengths, padded_length):
+def _forward_shapes(student, weight, teachers, bias, attention, lengths, padded_length):
     return student.new_empty(student.shape[:1], dtype=shapes.accumulation_dtype(student.dtype))
 
 
-def _backward_fake(error_grads, student, weight, teachers, bias, attention, lengths, padded_length, wanted):
+def _backward_shapes(grad_errors, student, weight, teachers, bias, attention, lengths, padded_length, needed):
     batch, rows = student.shape[0], weight.shape[0]
     sizes = (weight.shape, (rows,), (batch, len(teachers)))
     accumulated = [
-        error_grads.new_empty(size if is_wanted else (0,), dtype=shapes.accumulation_dtype(student.dtype))
-        for size, is_wanted in zip(sizes, wanted[1:], strict=True)
+        grad_errors.new_empty(size if is_needed else (0,), dtype=shapes.accumulation_dtype(student.dtype))
+        for size, is_needed in zip(sizes, needed[1:], strict=True)
     ]
-    return shapes.empty_like(student) if wanted[0] else student.new_empty(0), *accumulated
+    return shapes.empty_like(student) if needed[0] else student.new_empty(0), *accumulated
 
 
-def _setup_context(ctx, inputs, output):
-    student, weight, teachers, bias, attention, lengths, padded_length = inputs
-    ctx.options = (lengths, padded_length, len(teachers))
-    ctx.save_for_backward(student, weight, bias, attention, *teachers)
-
-
-def _backward(ctx, error_grads):
-    student, weight, bias, attention, *teachers = ctx.saved_tensors
-    lengths, padded_length, count = ctx.options
-    # Here needs_input_grad is nested like the arguments.
-    parameters = {0: student, 1: weight, 3: bias, 4: attention}
-    wanted = [bool(ctx.needs_input_grad[index]) for index in parameters]
-    kernel = backends.kernel("project_backward", student.device)
-    grads = kernel(error_grads, student, weight, teachers, bias, attention, lengths, padded_length, wanted)
-    results = [None] * 7
-    for index, grad, is_wanted in zip(parameters, grads, wanted, strict=True):
-        if is_wanted:
-            results[index] = backends.refuse_second_derivative(grad.to(parameters[index].dtype))
-    results[2] = [None] * count
-    return tuple(results)
-
-
-backends.define("project_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu",))
-backends.define(
-    "project_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu",)
+_project = op(
+    __name__,
+    forward=f"({OPERANDS}) -> Tensor errors",
+    backward=f"(Tensor grad_errors, {OPERANDS}, bool[] needed)"
+    " -> (Tensor student, Tensor weight, Tensor bias, Tensor attention)",
+    forward_shapes=_forward_shapes,
+    backward_shapes=_backward_shapes,
+    native=("cpu",),
 )
-backends.differentiate("project_forward", _backward, _setup_context)

@@ -22,7 +22,7 @@ def forward(
 
 
 def backward(
-    error_grads: Tensor,
+    grad_errors: Tensor,
     student: Tensor,
     weight: Tensor,
     teachers: list[Tensor],
@@ -30,16 +30,16 @@ def backward(
     attention: Tensor | None,
     lengths: Tensor | None,
     padded_length: int,
-    wanted: list[bool],
+    needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     residual, s, w, ts = _residual(student, weight, teachers, bias, attention, lengths, padded_length)
-    residual = 2 * error_grads.to(residual.dtype)[:, None, None] * residual
+    residual = 2 * grad_errors.to(residual.dtype)[:, None, None] * residual
     student_grad = student.new_empty(0)
-    if wanted[0]:
+    if needed[0]:
         student_grad = empty_like(student).copy_((w.T @ residual).view(student.shape))
-    weight_grad = torch.einsum("bdp,bcp->dc", residual, s) if wanted[1] else residual.new_empty(0)
-    bias_grad = residual.sum((0, 2)) if wanted[2] else residual.new_empty(0)
-    attention_grad = -torch.stack([(residual * t).sum((1, 2)) for t in ts], 1) if wanted[3] else residual.new_empty(0)
+    weight_grad = torch.einsum("bdp,bcp->dc", residual, s) if needed[1] else residual.new_empty(0)
+    bias_grad = residual.sum((0, 2)) if needed[2] else residual.new_empty(0)
+    attention_grad = -torch.stack([(residual * t).sum((1, 2)) for t in ts], 1) if needed[3] else residual.new_empty(0)
     return student_grad, weight_grad, bias_grad, attention_grad
 
 

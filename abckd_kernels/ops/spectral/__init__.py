@@ -30,18 +30,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ... import backends
 from .. import shapes
+from ..contract import op
 from . import spectra
 
-FORWARD = (
-    "(Tensor student, Tensor teacher, float exponent, float eps, Tensor? lengths, SymInt padded_length)"
-    " -> (Tensor, Tensor)"
-)
-BACKWARD = (
-    "(Tensor magnitude_grads, Tensor complex_grads, Tensor student, Tensor teacher, float exponent, float eps,"
-    " Tensor? lengths, SymInt padded_length) -> Tensor"
-)
+OPERANDS = "Tensor student, Tensor teacher, float exponent, float eps, Tensor? lengths, SymInt padded_length"
 LARGEST_EXPONENT = 2.0
 SMALLEST_EPS = 1e-30  # whose root is a normal float32
 
@@ -85,9 +78,8 @@ def spectral(
     dtype = torch.promote_types(student.dtype, teacher.dtype)
     padded_length = shapes.check_padded_length(student.shape[-2] if padded_length is None else padded_length)
     lengths = shapes.check_lengths(lengths, student.shape[0], student.device)
-    kernel = backends.kernel("spectral_forward", student.device)
     options = check_number("exponent", exponent, 0, LARGEST_EXPONENT), check_number("eps", eps, SMALLEST_EPS, math.inf)
-    return SpectralErrors(*kernel(student.to(dtype), teacher.to(dtype), *options, lengths, padded_length))
+    return SpectralErrors(*_spectral(student.to(dtype), teacher.to(dtype), *options, lengths, padded_length))
 
 
 def check_number(argument: str, value: float, least: float, most: float) -> float:
@@ -98,28 +90,19 @@ def check_number(argument: str, value: float, least: float, most: float) -> floa
     return float(value)
 
 
-def _forward_fake(student, teacher, exponent, eps, lengths, padded_length):
+def _forward_shapes(student, teacher, exponent, eps, lengths, padded_length):
     return tuple(student.new_empty(student.shape[:1], dtype=shapes.accumulation_dtype(student.dtype)) for _ in range(2))
 
 
-def _backward_fake(magnitude_grads, complex_grads, student, teacher, exponent, eps, lengths, padded_length):
+def _backward_shapes(grad_magnitude, grad_complex, student, teacher, exponent, eps, lengths, padded_length):
     return spectra.empty_like(student)
 
 
-def _setup_context(ctx, inputs, output):
-    student, teacher, *ctx.options = inputs
-    ctx.save_for_backward(student, teacher)
-
-
-def _backward(ctx, magnitude_grads, complex_grads):
-    kernel = backends.kernel("spectral_backward", magnitude_grads.device)
-    grad = kernel(magnitude_grads, complex_grads, *ctx.saved_tensors, *ctx.options)
-    return backends.refuse_second_derivative(grad), None, None, None, None, None
-
-
-_NATIVE = ("cpu", "cuda")
-backends.define("spectral_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=_NATIVE)
-backends.define(
-    "spectral_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=_NATIVE
+_spectral = op(
+    __name__,
+    forward=f"({OPERANDS}) -> (Tensor magnitude, Tensor complex)",
+    backward=f"(Tensor grad_magnitude, Tensor grad_complex, {OPERANDS}) -> Tensor student",
+    forward_shapes=_forward_shapes,
+    backward_shapes=_backward_shapes,
+    native=("cpu", "cuda"),
 )
-backends.differentiate("spectral_forward", _backward, _setup_context)

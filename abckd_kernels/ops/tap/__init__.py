@@ -21,17 +21,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from ... import backends
 from .. import shapes
-
-FORWARD = "(Tensor[] features, int power, bool means, Tensor? lengths, SymInt padded_length) -> (Tensor[], Tensor[])"
-BACKWARD = (
-    "(Tensor?[] grads, Tensor[] features, Tensor?[] map_grads, Tensor?[] mean_grads,"
-    " int power, Tensor? lengths, SymInt padded_length) -> Tensor[]"
-)
+from ..contract import op
 
 
 class Tapped(NamedTuple):
@@ -89,96 +82,33 @@ def tap_all(
     frames = max(x.shape[2] for x in features)
     padded_length = shapes.check_padded_length(frames if padded_length is None else padded_length)
     lengths = shapes.check_lengths(lengths, features[0].shape[0], features[0].device)
-    features = list(features)
-    if not (torch.is_grad_enabled() and any(x.requires_grad for x in features)):
-        kernel = backends.kernel("tap_forward", features[0].device)
-        return features, *kernel(features, power, means, lengths, padded_length)
-    extension = backends.extension()
-    if extension is not None and not torch.compiler.is_compiling():
-        if backends.is_native(backends.choose("tap_forward", features[0].device.type)):
-            return extension.tap(features, power, means, lengths, padded_length)
-    outputs = _PassThrough.apply(power, means, lengths, padded_length, *features)
-    count = len(features)
-    return list(outputs[:count]), list(outputs[count : 2 * count]), list(outputs[2 * count :])
+    return _tap(list(features), power, means, lengths, padded_length)
 
 
 def check_power(power: int) -> int:
     """`power` as an int. Raises ValueError unless it is 1 or 2."""
-    if power not in (1, 2):
-        raise ValueError(f"power: expected 1 or 2, got {power!r}")
+    if not isinstance(power, int | float) or power not in (1, 2):
+        raise ValueError(f"power: expected 1 or 2, got {shapes.describe(power)}")
     return int(power)
 
 
-class _PassThrough(torch.autograd.Function):
-    """tap with the features among its outputs, which no dispatcher op may do. `_C.tap` is the same in C++."""
-
-    @staticmethod
-    def forward(ctx, power, means, lengths, padded_length, *features):
-        ctx.set_materialize_grads(False)
-        ctx.options = (power, lengths, padded_length)
-        ctx.save_for_backward(*(x for x, needed in zip(features, ctx.needs_input_grad[4:], strict=True) if needed))
-        kernel = backends.kernel("tap_forward", features[0].device)
-        maps, channel_means = kernel(list(features), power, means, lengths, padded_length)
-        return (*features, *maps, *channel_means)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        needed = ctx.needs_input_grad[4:]
-        count = len(needed)
-        no_means = [None] * count
-        by_output = grads[:count], grads[count : 2 * count], grads[2 * count :] or no_means
-        return (None, None, None, None, *_feature_grads(ctx.saved_tensors, needed, *by_output, *ctx.options))
-
-
-def _feature_grads(saved, needed, grads, map_grads, mean_grads, power, lengths, padded_length) -> list[Tensor | None]:
-    """Gradients of all features: None where none is needed or nothing arrives; `saved`: those needed."""
-    results: list[Tensor | None] = [None] * len(needed)
-    wanted = [index for index, is_needed in enumerate(needed) if is_needed]
-    saved = dict(zip(wanted, saved, strict=True))
-    reached = []
-    for index in wanted:
-        if map_grads[index] is not None or mean_grads[index] is not None:
-            reached.append(index)
-        else:
-            results[index] = grads[index]
-    if reached:
-        kernel = backends.kernel("tap_backward", saved[reached[0]].device)
-        pick = lambda items: [items[index] for index in reached]  # noqa: E731
-        fresh = kernel(pick(grads), pick(saved), pick(map_grads), pick(mean_grads), power, lengths, padded_length)
-        for index, grad in zip(reached, fresh, strict=True):
-            results[index] = backends.refuse_second_derivative(grad)
-    return results
-
-
-def _forward_fake(features, power, means, lengths, padded_length):
+def _forward_shapes(features, power, means, lengths, padded_length):
     maps = [x.new_empty((x.shape[0], *x.shape[2:]), dtype=shapes.accumulation_dtype(x.dtype)) for x in features]
     channel_means = [x.new_empty(x.shape[:2], dtype=shapes.accumulation_dtype(x.dtype)) for x in features if means]
     return maps, channel_means
 
 
-def _backward_fake(grads, features, map_grads, mean_grads, power, lengths, padded_length):
+def _backward_shapes(grad_features, features, grad_maps, grad_channel_means, power, lengths, padded_length):
     return [shapes.empty_like(x) for x in features]
 
 
-def _setup_context(ctx, inputs, output):
-    features, power, means, lengths, padded_length = inputs
-    ctx.set_materialize_grads(False)
-    ctx.options = (power, lengths, padded_length)
-    # Here needs_input_grad is flat, and the features come first; in _backward it is nested like the arguments.
-    ctx.save_for_backward(*(x for x, needed in zip(features, ctx.needs_input_grad, strict=False) if needed))
-
-
-def _backward(ctx, map_grads, mean_grads):
-    needed = ctx.needs_input_grad[0]
-    nothing = [None] * len(needed)
-    grads = _feature_grads(
-        ctx.saved_tensors, needed, nothing, map_grads or nothing, mean_grads or nothing, *ctx.options
-    )
-    return grads, None, None, None, None
-
-
-backends.define("tap_forward", FORWARD, folder=__name__, function="forward", fake=_forward_fake, native=("cpu", "cuda"))
-backends.define(
-    "tap_backward", BACKWARD, folder=__name__, function="backward", fake=_backward_fake, native=("cpu", "cuda")
+OPTIONS = "Tensor? lengths, SymInt padded_length"
+_tap = op(
+    __name__,
+    forward=f"(Tensor[] features, int power, bool means, {OPTIONS}) -> (Tensor[] maps, Tensor[] channel_means)",
+    backward="(Tensor?[] grad_features, Tensor[] features, Tensor?[] grad_maps, Tensor?[] grad_channel_means,"
+    f" int power, {OPTIONS}) -> Tensor[] features",
+    forward_shapes=_forward_shapes,
+    backward_shapes=_backward_shapes,
+    native=("cpu", "cuda"),
 )
-backends.differentiate("tap_forward", _backward, _setup_context)

@@ -33,12 +33,15 @@ struct TapBackwardLayer {
   void* result;      // gradient of x, laid out as x
 };
 
+template <typename Layer>  // TapLayer forward, TapBackwardLayer backward
 struct TapArguments {
   Dtype dtype;  // of every feature of the call
   int power;    // 1 or 2
   int64_t batch;
   Padding padding;
-  void* workspace;  // as many bytes as the device's launcher asks for; null where it asks for none
+  const Layer* layers;
+  int64_t count;    // of layers
+  void* workspace;  // of the size that the device's <kernel>_workspace says; backward has none
 };
 
 // ------------------------------------------------------------------------------------------------ compress
@@ -230,8 +233,42 @@ struct DotsArguments {
 
 struct DotsBackwardArguments {
   DotsArguments dots;
-  const double* factors;  // [r, 3]: of x, of e and of 1
-  void* result;           // [r, k]: factors[r, 0] x + factors[r, 1] e + factors[r, 2]
+  const double* grads;  // [r, kDotProducts]
+  void* x_grad;         // [r, k], or null, as is y_grad
+  void* y_grad;
 };
+
+// ------------------------------------------------------------------------------------------------ the kernels
+
+// The list of all kernels, X(name, what it takes), each of them once. From it are made the CPU's tables
+// (cpu/kernels.h), the declarations of CUDA's launchers (cuda/kernels.h), what a device is for torch, and what it
+// registers there (torch/ops.h).
+
+// Served by the CPU and by CUDA, which wants scratch memory for them: <name>_workspace(arguments) says how many bytes.
+#define ABCKD_KERNELS_WITH_WORKSPACE(X)    \
+  X(tap_forward, TapArguments<TapLayer>)   \
+  X(compress_forward, CompressArguments)   \
+  X(spectral_forward, SpectralArguments)
+
+// Served by the CPU and by CUDA.
+#define ABCKD_CUDA_KERNELS(X)                        \
+  ABCKD_KERNELS_WITH_WORKSPACE(X)                    \
+  X(tap_backward, TapArguments<TapBackwardLayer>)    \
+  X(compress_backward, CompressBackwardArguments)    \
+  X(spectral_backward, SpectralArguments)            \
+  X(divergence_forward, DivergenceForwardArguments)  \
+  X(divergence_backward, DivergenceBackwardArguments)
+
+// Served by the CPU.
+#define ABCKD_KERNELS(X)                             \
+  ABCKD_CUDA_KERNELS(X)                              \
+  X(pointwise_forward, PointwiseArguments)           \
+  X(pointwise_backward, PointwiseBackwardArguments)  \
+  X(gram_forward, GramArguments)                     \
+  X(gram_backward, GramBackwardArguments)            \
+  X(project_forward, ProjectArguments)               \
+  X(project_backward, ProjectBackwardArguments)      \
+  X(dots_forward, DotsArguments)                     \
+  X(dots_backward, DotsBackwardArguments)
 
 }  // namespace abckd

@@ -1,0 +1,1 @@
+"""What the losses share: arguments, padding, weights, options, modules; finite arithmetic; normalisations; taps."""
