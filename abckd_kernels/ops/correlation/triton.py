@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shapes import accumulation_dtype
-from ..triton_layers import launch
+from ..triton_layers import kernel, launch
 from . import along_classes, along_rows
 
 ELEMENTS = 1024  # of a tile: eight per thread
@@ -65,7 +65,7 @@ def normalisers(ptr, begin_at, counts, classes, stride_k, scale, DTYPE: tl.const
     return most, tl.log(tl.where(counts, total, 1))
 
 
-@triton.jit(do_not_specialize=["samples", "rows", "tiles", "classes"])
+@kernel
 def row_kernel(
     student_ptr,  # (outer, classes, inner)
     teacher_ptr,
@@ -134,7 +134,7 @@ def join(mean, square, x, fresh, count, counts):
     return mean + apart * (fresh / both), square
 
 
-@triton.jit(do_not_specialize=["samples", "rows", "classes", "row_parts", "samples_of_part", "rows_of_part"])
+@kernel
 def class_kernel(
     student_ptr, teacher_ptr, ignore_ptr, temperature_ptr,
     saved_ptr,  # (4, rows)
@@ -206,7 +206,7 @@ def gradient(q, p, k, a_row, b_row, by_class_ptr, classes, inside, uniform):
     return tl.where(inside, shift + (q - uniform) * (a + a_row) + (p - uniform) * (b + b_row), 0)
 
 
-@triton.jit(do_not_specialize=["samples", "rows", "tiles", "classes"])
+@kernel
 def backward_kernel(
     student_ptr, teacher_ptr, ignore_ptr, temperature_ptr,
     by_class_ptr,  # (3, classes), times the gradient
