@@ -24,6 +24,7 @@ import triton.language as tl  # noqa: E402
 
 from abckd_kernels.ops import triton_layers  # noqa: E402
 from abckd_kernels.ops.compress import triton as compress_kernels  # noqa: E402
+from abckd_kernels.ops.correlation import triton as correlation_kernels  # noqa: E402
 from abckd_kernels.ops.divergence import KINDS as DIVERGENCES  # noqa: E402
 from abckd_kernels.ops.divergence import triton as divergence_kernels  # noqa: E402
 from abckd_kernels.ops.dots import triton as dots_kernels  # noqa: E402
@@ -31,6 +32,7 @@ from abckd_kernels.ops.gram import AXES  # noqa: E402
 from abckd_kernels.ops.gram import triton as gram_kernels  # noqa: E402
 from abckd_kernels.ops.pointwise import triton as pointwise_kernels  # noqa: E402
 from abckd_kernels.ops.project import triton as project_kernels  # noqa: E402
+from abckd_kernels.ops.pyramid import triton as pyramid_kernels  # noqa: E402
 from abckd_kernels.ops.spectral import triton as spectral_kernels  # noqa: E402
 from abckd_kernels.ops.tap import triton as tap_kernels  # noqa: E402
 from benchmarks import compiled_triton  # noqa: E402
@@ -118,13 +120,33 @@ def divergence(kind, planes):
     def run(frames, batch, bands, padded, channels_last):
         x = torch.empty((batch, 40, frames * bands) if planes else (batch * frames, 333, 1), device="meta")
         ignore = torch.empty(x.shape[0] * x.shape[2], dtype=torch.bool, device="meta") if padded else None
-        values, saved = divergence_kernels.forward(x, x, ignore, kind, 0.5, 2.0, True)
-        divergence_kernels.backward(values, x, x, saved, kind, 0.5, 2.0)
+        values, saved = divergence_kernels.forward(x, x, ignore, kind, 0.5, 2.0, None, True)
+        divergence_kernels.backward(values, x, x, saved, kind, 0.5, 2.0, None)
+
+    return run
+
+
+def pyramid(frames, batch, bands, padded, channels_last):
+    x = feature(batch, 24, frames, bands, channels_last=channels_last)
+    errors, cells = pyramid_kernels.forward(x, x, [4, 2, 1], valid(batch, padded), frames)
+    pyramid_kernels.backward(errors, x, x, cells, [4, 2, 1], valid(batch, padded), frames)
+
+
+def correlation(planes):
+    def run(frames, batch, bands, padded, channels_last):
+        x = torch.empty((batch, 40, frames * bands) if planes else (batch * frames, 333, 1), device="meta")
+        ignore = torch.empty(x.shape[0] * x.shape[2], dtype=torch.bool, device="meta") if padded else None
+        temperature = torch.empty((), dtype=torch.float64, device="meta")
+        distance, _, *saved = correlation_kernels.forward(x, x, ignore, temperature)
+        correlation_kernels.backward(distance, distance, x, x, ignore, temperature, *saved)
 
     return run
 
 
 OPS = {
+    "pyramid": pyramid,
+    "correlation, planes": correlation(True),
+    "correlation, rows": correlation(False),
     "tap": tap,
     "compress": compress,
     "dots": dots,
