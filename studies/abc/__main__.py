@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from abckd_dns.prepared import PrepareOptions, prepare
-from abckd_dns.train import TrainOptions, train
+from abckd_dns.data.prepared import prepare
+from abckd_dns.training.supervised import train
 
 from . import cache, confirm, deepfilter, diagnose, queue, report, scoring
-from .package import InputError, fetch_study_data, load_network, save_checkpoint
+from .package import InputError, PrepareOptions, TrainOptions, fetch_study_data, load_network, save_checkpoint
 from .public import PUBLIC, of_checkpoint
 from .segments import MIXTURES
 

@@ -1,19 +1,22 @@
 """What this study takes from abckd_dns, in one place: where a name lies there is no concern of the other files."""
 
-from abckd_dns.audio import read_speech
-from abckd_dns.checkpoints import write_atomically, write_json
-from abckd_dns.data import MixtureOptions, Mixtures
+from abckd_dns.constants import SAMPLE_RATE
+from abckd_dns.data.audio import read_speech
+from abckd_dns.data.mixtures import Mixtures
+from abckd_dns.demo.packages import Clip, Collection, Package, fetch, game_sounds, read_manifest
 from abckd_dns.errors import InputError
-from abckd_dns.metrics import METRICS, mean_interval
-from abckd_dns.model import PRESETS, Denoiser
-from abckd_dns.networks import load_network, save_checkpoint
-from abckd_dns.objective import SpeechLoss
-from abckd_dns.package_audio import Clip, Collection, Package, fetch, game_sounds, read_manifest
-from abckd_dns.sources import user_cache
-from abckd_dns.stft import HOP, SAMPLE_RATE, Stft, compress
+from abckd_dns.evaluation.intervals import mean_interval
+from abckd_dns.evaluation.metrics import METRICS
+from abckd_dns.files import user_cache, write_atomically, write_json
+from abckd_dns.network.config import PRESETS
+from abckd_dns.network.denoiser import Denoiser
+from abckd_dns.network.load import load_network, save_checkpoint
+from abckd_dns.network.stft import HOP, Stft, compress
+from abckd_dns.options import MixtureOptions, PrepareOptions, TrainOptions
 from abckd_dns.study.config import tomllib
 from abckd_dns.study.data import fetch_study_data
 from abckd_dns.study.statistics import difference
+from abckd_dns.training.objective import SpeechLoss
 
 __all__ = [
     "HOP",
@@ -27,8 +30,10 @@ __all__ = [
     "MixtureOptions",
     "Mixtures",
     "Package",
+    "PrepareOptions",
     "SpeechLoss",
     "Stft",
+    "TrainOptions",
     "compress",
     "difference",
     "fetch",

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from abckd_dns.model import PRESETS, Denoiser
-from abckd_dns.networks import save_checkpoint
 from studies.abc import cache, deepfilter, queue, report, rig, scoring
 from studies.abc.losses import LOSSES, build, shapes_of
+from studies.abc.package import PRESETS, Denoiser, save_checkpoint
 from studies.abc.rig import Run, System, train
 from studies.abc.segments import FRAMES, LENGTH, Segments
 from studies.abc.views import View, balanced
