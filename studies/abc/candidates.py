@@ -34,6 +34,7 @@ class Mapped(Loss):
 
     `attention` is "balanced", "softmax" or "uniform" (the control); `local` makes s and alpha of each frame (E);
     `gap` weights bands and frames by how much nearer the teacher's output is to the target than the student's (E).
+    `form` is what is compared: "contrast", or "energy": the map itself at norm 1 in every frame.
     """
 
     def __init__(
@@ -44,17 +45,19 @@ class Mapped(Loss):
         local: bool = False,
         gap: bool = False,
         stage: bool = True,
+        form: str = "contrast",
     ) -> None:
         super().__init__()
         self.attention, self.temperature, self.local, self.gap = attention, temperature, local, gap
+        self.form = {"contrast": contrast, "energy": unit}[form]
         mask = shapes.stage_mask
         self.register_buffer("mask", mask if stage else torch.ones_like(mask), persistent=False)
         self.weights = Gap() if gap else None
 
     def forward(self, view: View) -> Tensor:
-        own = [contrast(energy(x)) for x in view.student]
+        own = [self.form(energy(x)) for x in view.student]
         taught = [
-            [contrast(on_bands(x, a.shape[-1])) if self.mask[i, j] else None for j, x in enumerate(view.maps)]
+            [self.form(on_bands(x, a.shape[-1])) if self.mask[i, j] else None for j, x in enumerate(view.maps)]
             for i, a in enumerate(own)
         ]
         scores = []

@@ -8,7 +8,7 @@ gradients.csv    cosine of each loss's gradient with the supervised one, by stag
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from .segments import Batch, Segments
 from .views import contrast, energy, on_bands, rooted, unit
 
 BATCHES = 12
+_REFERENCE = 64  # batches of each half of the supervised gradient, which is mostly noise in a few
 _FIRST = 20_000  # batches that no training sees
 _BANDS = 17
 EARLY, LATE = 75, 750
@@ -143,9 +144,11 @@ def gradients(teacher: str, places: Places, losses: Sequence[str]) -> Iterator[l
         if not weights.exists():
             train(baseline, None, places.mixtures, float("nan"), weights.parent)
         states[when] = weights
-        system = System(baseline, None)
-        references[when] = _gradient(system, weights, halves[0], of_kd=False)
-        again = _gradient(system, weights, halves[1], of_kd=False)
+        system, segments = System(baseline, None), Segments(places.mixtures, None, 0)
+        references[when], again = (
+            _gradient(system, weights, (segments.batch(begin + index) for index in range(_REFERENCE)), of_kd=False)
+            for begin in (2 * _FIRST, 3 * _FIRST)
+        )
         yield _cosines(teacher, "supervised again", when, again, references[when])
     for loss in losses:
         system = System(Run(teacher, "labels", loss, 1.0, "constant", 1, 0), cache)
@@ -157,7 +160,7 @@ def gradients(teacher: str, places: Places, losses: Sequence[str]) -> Iterator[l
         yield rows
 
 
-def _gradient(system: System, weights: Path, batches: list[Batch], of_kd: bool) -> dict[str, Tensor]:
+def _gradient(system: System, weights: Path, batches: Iterable[Batch], of_kd: bool) -> dict[str, Tensor]:
     """By stage of the student, flat."""
     system.student.load_state_dict(torch.load(weights))
     system.train()
