@@ -48,7 +48,7 @@ def table(folder: Path) -> str:
             if not seeds:
                 continue
             means = [np.mean([values[name][column].mean() for name in seeds.values()]) for column in scoring.COLUMNS]
-            common = sorted(set(seeds) & set(base))
+            common = sorted(set(seeds) & set(base)) if seeds is not base else []
             differences = [
                 _difference(values, [seeds[s] for s in common], [base[s] for s in common], column)
                 for column in ("PESQ-WB", "SI-SDR (dB)")
