@@ -1,7 +1,7 @@
 """The Triton kernels, compiled for every target that we name, without a GPU.
 
-What is compiled is what the ops launch: their launches are recorded at the shapes of a noise suppressor, and each one
-becomes a signature as Triton's own launcher would specialise it.
+What is compiled is what the ops launch: their launches are recorded at the shapes of a noise suppressor, and Triton's
+own launcher makes a signature of each.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton._C.libtriton import ir
+from triton.backends.compiler import GPUTarget, Language
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 
 from abckd_kernels.ops import triton_layers
 from abckd_kernels.ops.compress import triton as compress_kernels
@@ -35,8 +38,6 @@ from . import machine_code
 from .compiled import JOBS, Kernel, dump
 
 TARGETS = [GPUTarget("cuda", arch, 32) for arch in (80, 86, 90, 100, 120)] + [GPUTarget("hip", "gfx942", 64)]
-POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
-            torch.int64: "*i64", torch.int8: "*i8", torch.bool: "*i1"}  # fmt: skip
 OPS = {
     tap_kernels: "tap",
     compress_kernels: "compress",
@@ -102,8 +103,10 @@ def compress(grid: list[int], per_frame: bool) -> None:
     students, teachers = _maps()
     lengths = torch.tensor([200, 77])
     mask = torch.ones(3, 6, dtype=torch.bool)
-    compress_kernels.forward(students, teachers, None, mask, grid, per_frame, 0.1, lengths, 200, True)
-    compress_kernels.backward(torch.empty(2, 3), torch.empty(2, 3, *grid), [200, 64] * 3, lengths, 200)
+    distances, *saved = compress_kernels.forward(
+        students, teachers, None, mask, grid, per_frame, 0.1, lengths, 200, True
+    )
+    compress_kernels.backward(distances, None, *saved, [200, 64] * 3, lengths, 200, [True, False])
 
 
 def compress_with_learned_scores(gradients: bool) -> None:
@@ -172,7 +175,7 @@ def pyramid(dtype: torch.dtype, channels_last: bool = False, lengths: torch.Tens
 def dots(dtype: torch.dtype) -> None:
     _, x, y = features(dtype)
     dots_kernels.forward(x, y)
-    dots_kernels.backward(torch.empty(2, 64, 3), x, y)
+    dots_kernels.backward(torch.empty(2, 64, 7, dtype=torch.float64), x, y, [True, True])
 
 
 def correlation(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -252,37 +255,52 @@ CASES: dict[str, Callable[[], None]] = {
 }  # fmt: skip
 
 
-def specialise(value, path):
-    """Type, constants and attributes of one argument, as Triton's launcher has them: 1 is a constant, 16 divides."""
-    divisible = {path: [["tt.divisibility", 16]]}
-    if isinstance(value, tuple):
-        parts = [specialise(item, (*path, index)) for index, item in enumerate(value)]
-        constants, attributes = ({k: v for part in parts for k, v in part[which].items()} for which in (1, 2))
-        return tuple(part[0] for part in parts), constants, attributes
-    if isinstance(value, torch.Tensor):
-        return POINTERS[value.dtype], {}, divisible
-    if isinstance(value, float):
-        return "fp64", {}, {}
-    if value == 1:
-        return "constexpr", {path: 1}, {}
-    return "i32", {}, divisible if value % 16 == 0 else {}
+@cache
+def _binder(kernel, target: GPUTarget) -> Callable:
+    """Triton's own launcher's way from arguments to what it compiles for them."""
+    return create_function_from_signature(kernel.signature, kernel.params, make_backend(target))
 
 
-def build(launch: tuple, target: GPUTarget, **options):
-    """Triton's compiled kernel. `options` are the compiler's, over those that the library gives."""
+def _bound(launch: tuple, target: GPUTarget, **options) -> tuple[dict, list, dict]:
     kernel, args, constants, own_options = launch
-    signature, fixed, attributes = {}, {}, {}
-    for index, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name], fixed[(index,)] = "constexpr", constants[name]
-        else:
-            signature[name], more, known = specialise(args[index], (index,))
-            fixed.update(more)
-            attributes.update(known)
     own_options = triton_layers.OPTIONS | own_options
     if target.backend != "cuda":
         own_options = {name: value for name, value in own_options.items() if name not in triton_layers.OPTIONS}
-    return triton.compile(ASTSource(kernel, signature, fixed, attributes), target=target, options=own_options | options)
+    return _binder(kernel, target)(*args, **constants, **own_options | options)
+
+
+def key(launch: tuple, target: GPUTarget) -> tuple:
+    """What Triton's launcher looks a compiled kernel up by."""
+    _, specialisation, options = _bound(launch, target)
+    return tuple(specialisation), str(options)
+
+
+def source(launch: tuple, target: GPUTarget, **options) -> tuple[ASTSource, object]:
+    """What Triton compiles for a launch, and its options: the compiler's `options` over those the library gives."""
+    bound, specialisation, others = _bound(launch, target, **options)
+    parsed, signature, constants, attributes = launch[0]._pack_args(
+        make_backend(target), others, bound, specialisation, others
+    )
+    return ASTSource(launch[0], signature, constants, attributes), parsed
+
+
+def build(launch: tuple, target: GPUTarget, **options):
+    """Triton's compiled kernel."""
+    kernel_source, parsed = source(launch, target, **options)
+    return triton.compile(kernel_source, target=target, options=vars(parsed))
+
+
+def intermediate(launch: tuple, target: GPUTarget):
+    """The kernel in Triton's intermediate language, optimised, with functions inlined: the module and its context."""
+    kernel_source, parsed = source(launch, target)
+    backend, context = make_backend(target), ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    codegen = backend.get_codegen_implementation(parsed)
+    module = kernel_source.make_ir(target, parsed, codegen, backend.get_module_map(), context)
+    stages = {}
+    backend.add_stages(stages, parsed, Language.TRITON)
+    return stages["ttir"](module, {}), context
 
 
 def inspect(launches: list[tuple], target: GPUTarget, variant: str = "-", **options) -> list[Kernel]:

@@ -21,9 +21,10 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from abckd_dns.data import MixtureOptions, Mixtures
-from abckd_dns.prepared import Prepared, PrepareOptions, prepare
-from abckd_dns.stft import SAMPLE_RATE
+from abckd_dns.constants import SAMPLE_RATE
+from abckd_dns.data.mixtures import Mixtures
+from abckd_dns.data.prepared import Prepared, prepare
+from abckd_dns.options import MixtureOptions, PrepareOptions
 
 
 def main() -> None:

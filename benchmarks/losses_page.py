@@ -40,12 +40,30 @@ Relative error of the loss, and of its gradient in the norm, to float64 of the s
 where GradScaler begins, or less where that overflows; zeros is the share of gradients that vanish where float64 has some.
 
 """  # noqa: E501 - Markdown
+PUBLISHED = """## To write for published code
+
+Where one option is not all; tau is the temperature, n and m are the student's and the teacher's layers.
+
+| published | write |
+|---|---|
+| SemCKD, IRG | `irg_loss(s, t, weights=[1] * n)` has the edges of every pair and their change from layer to layer. The published vertex term is in each pair whose shapes agree, unasked: add `hint_loss` of those pairs, `weights=[1] * k`; where all agree `vertex_weight=1` is the same. Its change of vertices between layers is not offered |
+| SemCKD, FitNet's regressor | `HintLoss(C_s, C_t, regressor=ConvReg(C_s, C_t, kernel_size=3, padding=1))`, for features of equal size |
+| I2RF-TFCKD | each student layer once with every teacher layer, in lists of n m. `time_similarity_loss(..., eps=0, norm_eps=1e-6, row_weights=attention, weights=[1 / n] * (n * m))`, plus `frame_similarity_loss` with the same options and weights of `T / (B * n)`, the sum over T frames over the batch B. With eps=0 a cosine of -1 has no logarithm; the default has one |
+| Liger-Kernel, KLDIV | its student's input is log-probabilities, its teacher's probabilities: `kl_loss(log_q, p.log(), temperature=1)` is its "batchmean"; with `weights=[1 / K]` for K classes its "mean", with `weights=[B]` its "sum" |
+| torchdistill, KDLoss and LogitStdKDLoss | `alpha * cross_entropy + (1 - alpha) * kl_loss(..., standardize=True)`, without `standardize` for KDLoss; at alpha = 0 the published code drops tau^2: `weights=[1 / tau**2]` |
+| attention transfer with p = 4 | `at_loss(s.float().square(), t.float().square())`: mean_c x^4 is the map of squares with power=2. Features in half precision first become float32, in which squares do not overflow |
+
+"""  # noqa: E501 - Markdown
 LEFT_OUT = """## Left out
 
 | loss | why |
 |---|---|
 | KDSVD | compares singular vectors of consecutive layers, whose signs a singular value decomposition chooses arbitrarily: the loss depends on the library, the device and the rounding. Published codes are two different losses |
 | CRD | contrasts each sample with thousands of others out of memory banks of the size of the data set (n_data x d, twice), which belong to a training loop, not to a loss |
+| TVD (Liger-Kernel) | total variation, half the sum of absolute differences: its gradient does not shrink towards equality, where the published code pushes one way; the divergences here do the same work |
+| cosine of logits (Liger-Kernel) | published, ignored rows count in the numerator and not in the denominator. `1 - F.cosine_similarity(s, t).mean()` needs no kernel |
+| DIST+ (torchdistill) | the published channel term is +rho beside terms of 1 - rho, so that minimising it takes channels apart: it looks like a wrong sign, and which one is meant is not known. `dist_loss` is its first part |
+| SKD (torchdistill), direction term | a Mahalanobis norm by the covariance of one batch, whose inverse rests on what is added to its diagonal. Its instance term is `kl_loss(..., weights=[1 / tau**2])` |
 | SSKD | needs three further augmented views of each image, and a head trained on them: a training recipe, not a loss |
 """  # noqa: E501 - Markdown
 
@@ -58,7 +76,8 @@ def measured() -> dict[str, dict]:
 def page(entries: Iterable[Entry]) -> str:
     """docs/losses.md."""
     entries = list(entries)
-    return "\n".join([HEAD + _formulas(entries), MEANING, _measured(entries), ERRORS + _errors(entries), LEFT_OUT])
+    parts = HEAD + _formulas(entries), PUBLISHED + MEANING, _measured(entries), ERRORS + _errors(entries), LEFT_OUT
+    return "\n".join(parts)
 
 
 def _measured_cells(name: str, row: dict) -> list[str]:

@@ -78,7 +78,8 @@ def test_an_extension_of_another_version_is_named():
 
 @native
 def test_auto_takes_the_compiled_kernels_for_cpu_tensors():
-    assert {backends.choose(op, "cpu") for op in OPS} == {"cpu"}
+    compiled = [op for op in OPS if "cpu" in backends._OPS[op]]  # the others are plain PyTorch there
+    assert {backends.choose(op, "cpu") for op in compiled} == {"cpu"} and len(compiled) >= 16
 
 
 def test_call_and_context_manager():

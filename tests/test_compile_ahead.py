@@ -205,13 +205,14 @@ def test_one_launch_for_all_layers(launches):
 
 
 def test_sizes_of_one_compile(launches):
-    """Triton makes the number 1 a constant of the kernel: a single layer, channel, band or frame must still compile."""
+    """A single layer, channel, band or frame must still compile; Triton would make an int of 1 a constant."""
     xs = [torch.empty(1, 1, 1)]
     maps, means = tap_kernels.forward(xs, 2, True, torch.tensor([1]), 1)
     tap_kernels.backward(xs, xs, maps, means, 2, torch.tensor([1]), 1)
     grid_maps = [torch.empty(1, 1, 1)]
-    compress_kernels.forward(grid_maps, grid_maps, None, None, [1, 1], False, 1.0, torch.tensor([1]), 1, True)
-    compress_kernels.backward(torch.empty(1, 1), torch.empty(1, 1, 1, 1), [1, 1], torch.tensor([1]), 1)
+    one = torch.tensor([1])
+    distances, *saved = compress_kernels.forward(grid_maps, grid_maps, None, None, [1, 1], False, 1.0, one, 1, True)
+    compress_kernels.backward(distances, None, *saved, [1, 1], one, 1, [True, False])
     spectrum = torch.empty(1, 1, 1, 2)
     spectral_kernels.forward(spectrum, spectrum, 0.3, 1e-12, torch.tensor([1]), 1)
     spectral_kernels.backward(torch.empty(1), torch.empty(1), spectrum, spectrum, 0.3, 1e-12, torch.tensor([1]), 1)

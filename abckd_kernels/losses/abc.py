@@ -21,10 +21,13 @@ from torch import Tensor, nn
 
 from ..ops import compress
 from ..ops.compress import check_mask
+from ..ops.shapes import describe
 from ..ops.tap import check_power
+from .common.arithmetic import wide
 from .common.checks import check_channels, check_layer_channels, check_layer_count, check_weights
 from .common.features import Padding, checked, without_autocast
 from .common.modules import hold_weights
+from .common.normalisation import Linear
 from .common.options import Count, Positive, check_options
 from .common.taps import Taps, padding_of, tapped
 
@@ -126,8 +129,8 @@ class ABCLoss(nn.Module):
         hold_weights(self, weights, pairs[0])
         self.register_buffer("mask", check_mask(mask, pairs), persistent=False)
         if scores == "learned":
-            self.queries = nn.ModuleList(nn.Linear(count, dim, bias=False) for count in student_channels)
-            self.keys = nn.ModuleList(nn.Linear(count, dim, bias=False) for count in teacher_channels)
+            self.queries = nn.ModuleList(Linear(count, dim, bias=False) for count in student_channels)
+            self.keys = nn.ModuleList(Linear(count, dim, bias=False) for count in teacher_channels)
             self.layer_embedding = nn.Parameter(torch.randn(pairs[1], dim) / dim**0.5)
 
     def forward(
@@ -161,12 +164,11 @@ class ABCLoss(nn.Module):
         check_layer_channels("teacher_features", teacher_means, self.teacher_channels)
         # Autocast would round the scores to half precision; they are too few to gain from it.
         with without_autocast(self.layer_embedding):
-            dtype = self.layer_embedding.dtype
             if self.detach_queries:
                 student_means = [mean.detach() for mean in student_means]
-            queries = torch.stack([f(mean.to(dtype)) for f, mean in zip(self.queries, student_means, strict=True)], 1)
-            keys = torch.stack([f(mean.to(dtype)) for f, mean in zip(self.keys, teacher_means, strict=True)], 1)
-            return queries @ (keys + self.layer_embedding).transpose(1, 2) / self.layer_embedding.shape[1] ** 0.5
+            queries = torch.stack([f(mean) for f, mean in zip(self.queries, student_means, strict=True)], 1)
+            keys = torch.stack([f(mean) for f, mean in zip(self.keys, teacher_means, strict=True)], 1)
+            return queries @ (keys + wide(self.layer_embedding)).transpose(1, 2) / self.layer_embedding.shape[1] ** 0.5
 
 
 def _compressed(
@@ -178,7 +180,7 @@ def _compressed(
     if isinstance(scores, str):
         if scores not in SCORES:
             expected = f"'similarity' (or None), 'uniform' or a tensor ({batch}, {n}, {m})"
-            raise ValueError(f"scores: expected {expected}, got {scores!r}")
+            raise ValueError(f"scores: expected {expected}, got {describe(scores)}")
         scores = student_maps[0].new_zeros((batch, n, m)) if scores == "uniform" else None
     distances, attention = compress(
         student_maps, teacher_maps, scores=scores, mask=mask, grid=grid, per_frame=normalize == "frame",

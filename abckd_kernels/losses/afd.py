@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..ops.shapes import describe
+from .common.arithmetic import wide
 from .common.checks import (
     check_channels,
     check_choice,
@@ -79,13 +81,14 @@ def _attended(students, teachers, attention, distance, padding, weights) -> Tens
         attention = students[0].new_full((batch, n, m), 1 / n)
     elif not isinstance(attention, Tensor) or attention.shape != (batch, n, m):
         got = tuple(attention.shape) if isinstance(attention, Tensor) else attention
-        raise ValueError(f"attention: expected a tensor {(batch, n, m)}, got {got!r}")
+        raise ValueError(f"attention: expected a tensor {(batch, n, m)}, got {describe(got)}")
     losses = []
     for j, teacher in enumerate(teachers):
         grid = teacher.shape[1:]
         per_layer = distances(students, teacher, grid, padding)
         if distance == "mean":
-            per_layer = per_layer / torch.as_tensor(cells(grid, padding)).to(per_layer).view(-1, 1)
+            count = cells(grid, padding)
+            per_layer = per_layer / (count[:, None] if isinstance(count, Tensor) else count)
         losses.append(batch_mean((attention[:, :, j].to(per_layer) * per_layer).sum(1)))
     return weighted(losses, weights, (students, teachers))
 
@@ -166,9 +169,8 @@ class AFDLoss(nn.Module):
         (n, dim), m = self.student_embedding.shape, len(self.teacher_embedding)
         # Autocast would round the scores to half precision; they are too few to gain from it.
         with without_autocast(self.student_embedding):
-            dtype = self.student_embedding.dtype
-            keys = [f(mean.to(dtype)).relu() for f, mean in zip(self.keys, student_means, strict=True)]
+            keys = [f(mean).relu() for f, mean in zip(self.keys, student_means, strict=True)]
             keys = self.key_mixer(torch.stack(keys, 1).view(-1, dim)).view(-1, n, m, dim)
-            queries = torch.stack([f(mean.to(dtype)) for f, mean in zip(self.queries, teacher_means, strict=True)], 1)
-            positions = self.student_embedding @ self.teacher_embedding.T
+            queries = torch.stack([f(mean) for f, mean in zip(self.queries, teacher_means, strict=True)], 1)
+            positions = wide(self.student_embedding) @ wide(self.teacher_embedding).T
             return (((keys * queries[:, None]).sum(-1) + positions) / dim**0.5).softmax(1)

@@ -16,10 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..ops import tap_all
-from ..ops.shapes import accumulation_dtype
+from ..ops.shapes import describe
 from ..ops.tap import check_power
-from .common.arithmetic import root
+from .common.arithmetic import root, wide
 from .common.checks import check_choice
 from .common.features import Padding, batch_mean, check_equal, check_pairs, checked, weighted
 from .common.modules import Configured
@@ -67,8 +66,8 @@ def at_loss(
     Published: RepDistiller, mdistiller and torchdistill's "code" are distance="mean", weights=[1] * n for equal sizes;
     for others they pool the features themselves, to a square. torchdistill's "paper" is distance="norm".
 
-    Traffic: S and T read once forward; backward reads S and writes its gradient once. The view "channel" alone reads S
-    once more each way.
+    Traffic: S and T read once forward; backward reads S and writes its gradient once. With the view "channel" S
+    is read once more each way, its gradient is the sum of two.
 
     Raises TypeError or ValueError that names the argument.
     """
@@ -80,12 +79,12 @@ def at_loss(
     if "channel" in views:
         for index, (s, t) in enumerate(zip(students, teachers, strict=True)):
             check_equal(index, "channels", s.shape[1], t.shape[1])
-        alone = views == ("channel",)
-        both = [
-            [_MapAndEnergies.apply(padding.zeroed(x), power, not alone) for x in group]
-            for group in (students, teachers)
-        ]
-        maps, energies = ([[x[part] for x in group] for group in both] for part in range(2))
+        # Widened once, in front of both: in half precision their gradient is a sum, to be rounded once.
+        students, teachers = ([wide(padding.zeroed(x)) for x in group] for group in (students, teachers))
+        energies = [[_channel_energies(x, power) for x in group] for group in (students, teachers)]
+        maps = energies
+        if views != ("channel",):
+            maps = [taps.maps for taps in tapped(students, teachers, padding, power=power, means=False)]
     else:
         maps = [taps.maps for taps in tapped(students, teachers, padding, power=power, means=False)]
     return _compared(maps, energies, distance, views, padding, weights)
@@ -116,8 +115,9 @@ class ATLoss(Configured, function=at_loss):
 
 
 def _checked_views(views: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(views, str) or not views or len(set(views)) != len(views):
-        raise ValueError(f"views: expected a list of different ones of {', '.join(map(repr, VIEWS))}, got {views!r}")
+    if not isinstance(views, list | tuple) or not views or len(set(views)) != len(views):
+        known = ", ".join(map(repr, VIEWS))
+        raise ValueError(f"views: expected a list of different ones of {known}, got {describe(views)}")
     for view in views:
         check_choice("views", view, VIEWS)
     return tuple(views)
@@ -147,6 +147,11 @@ def _compared(maps, energies, distance, views, padding, weights) -> Tensor:
     return weighted(losses, weights, compared)
 
 
+def _channel_energies(x: Tensor, power: int) -> Tensor:
+    """Means over all positions of |x|^power, (B, C), of a feature without padding."""
+    return torch.linalg.vector_norm(x.flatten(2), power, 2) ** power / math.prod(x.shape[2:])
+
+
 def _view(x: Tensor, view: str, index: int) -> Tensor:
     if view == "time" and x.dim() == 3:
         return x.mean(2)
@@ -155,36 +160,3 @@ def _view(x: Tensor, view: str, index: int) -> Tensor:
             raise ValueError(f"views: 'frequency' needs features (B, C, T, F), pair {index} has one without bands")
         return x.mean(1)  # over padded frames, too: they are zero, and what scales a view changes nothing
     return x
-
-
-class _MapAndEnergies(torch.autograd.Function):
-    """The attention map, or None, and the means over all positions of |x|^power (B, C) of a feature without padding.
-
-    One gradient for both, so that it is rounded to the feature's dtype once: r |x|^(r-1) sign(x) (g_map / C + g / P).
-    Forward reads the feature twice and makes nothing of its size; backward the gradient alone.
-    """
-
-    @staticmethod
-    def forward(x, power, with_map):
-        norms = torch.linalg.vector_norm(x.flatten(2), power, 2, dtype=accumulation_dtype(x.dtype))
-        (energy_map,) = tap_all([x], power=power, means=False)[1] if with_map else (None,)
-        return energy_map, norms**power / math.prod(x.shape[2:])
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, ctx.power, _ = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x)
-
-    @staticmethod
-    def backward(ctx, map_grad, grad):
-        (x,) = ctx.saved_tensors
-        values, slope = x if ctx.power == 2 else x.sign(), None
-        if grad is not None:
-            slope = (grad * (ctx.power / math.prod(x.shape[2:]))).view(*grad.shape, *[1] * (x.dim() - 2))
-        if map_grad is not None:
-            of_map = (map_grad * (ctx.power / x.shape[1])).unsqueeze(1)
-            if slope is not None:
-                return (slope + of_map).mul_(values).to(x.dtype), None, None
-            slope = of_map
-        return None if slope is None else (slope * values).to(x.dtype), None, None

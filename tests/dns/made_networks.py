@@ -2,7 +2,8 @@
 
 import torch
 
-from abckd_dns.model import Denoiser, DenoiserConfig
+from abckd_dns.network.config import DenoiserConfig
+from abckd_dns.network.denoiser import Denoiser
 
 SMALL = DenoiserConfig(channels=(4, 6), recurrent_size=8)
 

@@ -5,7 +5,8 @@ import os
 import torch
 from torch import nn
 
-from abckd_dns.model import Denoiser, DenoiserConfig
+from abckd_dns.network.config import DenoiserConfig
+from abckd_dns.network.denoiser import Denoiser
 
 
 class Gate(nn.Module):

@@ -7,12 +7,9 @@ import pytest
 from made_audio import SHORT, data_arguments
 
 from abckd_dns.cli import main
-from abckd_dns.distill import DistillOptions
 from abckd_dns.errors import InputError
-from abckd_dns.evaluate import EvaluateOptions
-from abckd_dns.prepared import PrepareOptions
-from abckd_dns.study.runner import StudyOptions
-from abckd_dns.train import TrainOptions
+from abckd_dns.options import DistillOptions, EvaluateOptions, PrepareOptions, TrainOptions
+from abckd_dns.study.options import StudyOptions
 
 NEEDED = {
     TrainOptions: dict(out=Path("run")),
@@ -28,11 +25,18 @@ NEEDED = {
     [
         (TrainOptions, "seed", -1, "--seed: expected at least 0, got -1"),
         (TrainOptions, "workers", -1, "--workers: expected at least 0, got -1"),
-        (TrainOptions, "lr", float("nan"), "--lr: expected more than 0, got nan"),
+        (TrainOptions, "lr", float("nan"), "--lr: expected a finite number, got nan"),
+        (TrainOptions, "batch_size", "2", "--batch-size: expected a whole number, got '2'"),
+        (TrainOptions, "steps", True, "--steps: expected a whole number, got True"),
+        (TrainOptions, "clip", float("nan"), "--clip: expected a number, got nan"),
+        (TrainOptions, "snr", (5, 1), "--snr: expected the lower bound first, got 5 1"),
+        (TrainOptions, "snr", (5,), "--snr: expected at least 2 in a list, got (5,)"),
+        (TrainOptions, "precision", "fp8", "--precision: expected 'fp32', 'bf16' or 'fp16', got 'fp8'"),
+        (TrainOptions, "stepz", 2, "--stepz is not a key that is known here"),
         (TrainOptions, "segment_seconds", 1e-5, "--segment-seconds: expected at least 6.25e-05, got 1e-05"),
         (DistillOptions, "kd_warmup", -1, "--kd-warmup: expected at least 0, got -1"),
         (DistillOptions, "loss", (), "--loss: expected none, or one or more losses; got nothing"),
-        (PrepareOptions, "count", 0, "--count: expected more than 0, got 0"),
+        (PrepareOptions, "count", 0, "--count: expected at least 1, got 0"),
         (PrepareOptions, "seed", -1, "--seed: expected at least 0, got -1"),
         (PrepareOptions, "workers", -1, "--workers: expected at least 0, got -1"),
         (EvaluateOptions, "seed", -1, "--seed: expected at least 0, got -1"),

@@ -13,13 +13,15 @@ from accelerate.utils import set_seed
 from made_audio import SHORT, data_arguments, noise_like, speech_like, write_wav
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from abckd_dns import data
 from abckd_dns.cli import main
-from abckd_dns.distill import Distillation, DistillOptions
-from abckd_dns.kd import build, parse
-from abckd_dns.model import PRESETS, Denoiser
-from abckd_dns.networks import load_network
-from abckd_dns.objective import SpeechLoss
+from abckd_dns.data import mixtures as data
+from abckd_dns.network.config import PRESETS
+from abckd_dns.network.denoiser import Denoiser
+from abckd_dns.network.load import load_network
+from abckd_dns.options import DistillOptions
+from abckd_dns.training.distillation import Distillation
+from abckd_dns.training.kd import build, parse
+from abckd_dns.training.objective import SpeechLoss
 
 
 def weights(run):
@@ -234,7 +236,9 @@ def test_error_of_a_worker_process_reads_like_any_other(folders, tmp_path, capsy
 
 
 def test_infinite_loss_stops_the_run(folders, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("abckd_dns.train.SpeechLoss.forward", lambda self, estimate, target: estimate.sum() * math.nan)
+    monkeypatch.setattr(
+        "abckd_dns.training.supervised.SpeechLoss.forward", lambda self, estimate, target: estimate.sum() * math.nan
+    )
     start = ["train", "--out", str(tmp_path), *data_arguments(folders), *SHORT, "--max-skipped", "2"]
     message = fails_with(capsys, *start)
     assert "2 steps in a row had a loss or gradient that is not finite" in message
@@ -324,4 +328,4 @@ def test_demo_on_own_folders(folders, tmp_path, capsys):
 
 
 def test_kd_weight_default_is_the_one_known_to_be_right():
-    assert DistillOptions(out=None, teacher="").kd_weight == 0.1
+    assert DistillOptions(out="run", teacher="").kd_weight == 0.1

@@ -21,14 +21,14 @@ def logs(student, teacher, temperature):
     return log_softmax(rows(teacher) / temperature), log_softmax(rows(student) / temperature)
 
 
-def kl(student, teacher, temperature=4.0, reverse=False, standardize=False, reduction="samples", **_):
+def kl(student, teacher, temperature=4.0, reverse=False, standardize=False, reduction="mean", **_):
     if standardize:
         student, teacher = (
             (x - x.mean(1, keepdims=True)) / (x.std(1, keepdims=True, ddof=1) + 1e-7) for x in (student, teacher)
         )
     p, q = logs(student, teacher, temperature)
     values = divergence(q, p) if reverse else divergence(p, q)
-    return temperature**2 * values.sum() / (len(student) if reduction == "batch" else len(values))
+    return temperature**2 * values.sum() / (len(student) if reduction == "batchmean" else len(values))
 
 
 def jsd(student, teacher, temperature=1.0, beta=0.5, convention="paper", **_):

@@ -3,13 +3,13 @@
 import numpy as np
 
 
-def spectral(student, teacher, exponent=0.3, magnitude_weight=0.7, complex_weight=0.3, eps=1e-12, **_):
+def spectral(student, teacher, power=0.3, magnitude_weight=0.7, complex_weight=0.3, eps=1e-12, **_):
     """Of pairs (re, im) along the last axis."""
     per_sample = []
     for s, t in zip(student, teacher, strict=True):
         (a, z), (b, w) = ((np.sqrt((x**2).sum(-1) + eps), x[..., 0] + 1j * x[..., 1]) for x in (s, t))
-        magnitude = ((a**exponent - b**exponent) ** 2).mean()
-        difference = z / a ** (1 - exponent) - w / b ** (1 - exponent)
+        magnitude = ((a**power - b**power) ** 2).mean()
+        difference = z / a ** (1 - power) - w / b ** (1 - power)
         per_sample.append(magnitude_weight * magnitude + complex_weight * (abs(difference) ** 2).mean())
     return np.mean(per_sample)
 

@@ -454,6 +454,48 @@ def test_narrow_dtypes_compute_in_float32(loss, dtype, autocast):
     assert_gradients_close(grads, gradients(exact * scale, loss.leaves(exact_student)), loss)
 
 
+@only(lambda loss: loss.module)
+@pytest.mark.parametrize("dtype", cases.HALF_DTYPES, ids=cases.name_of)
+@pytest.mark.parametrize("statistics", ["too", "in float32"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_parameters_in_half_precision_compute_in_float32(loss, dtype, statistics, training):
+    """As .half() leaves a module, or FSDP2, whose statistics stay in float32: the value and gradients of the rounded
+    parameters, widened; gradients in the parameters' dtype."""
+    module = copy.deepcopy(loss.form(torch.float32)).train(training)
+    if statistics == "too":
+        module.to(dtype)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    student, teacher = loss.features(torch.float32)
+    exact_student, exact_teacher = changed(student, widened), changed(teacher, widened)
+    arguments, exact_module = loss.arguments(student, teacher), copy.deepcopy(module).double()
+    value = module(student, teacher, **arguments)
+    exact = exact_module(exact_student, exact_teacher, **loss.arguments(exact_student, exact_teacher))
+    assert value.dtype == torch.float32 and value.item() == pytest.approx(exact.item(), rel=loss.precision, abs=1e-7)
+    leaves, exact_leaves = (
+        [*as_list(x), *m.parameters()] for x, m in ((student, module), (exact_student, exact_module))
+    )
+    grads, expected = gradients(value * 2.0**10, leaves), gradients(exact * 2.0**10, exact_leaves)
+    assert all(grad.dtype == x.dtype for grad, x in zip(grads, leaves, strict=True))
+    assert_gradients_close(grads, expected, loss)
+
+
+@only(lambda loss: loss.module)
+def test_a_batch_of_one_position_moves_no_statistics(loss):
+    """The last batch of an epoch may be one sample, whose feature may be one position: no variance can be known."""
+    if loss.inputs is not None:
+        pytest.skip("its inputs are no features")
+    module = copy.deepcopy(loss.form(torch.float32)).train()
+    student, teacher = loss.features(torch.float32, batch=1)
+    student, teacher = (changed(group, lambda x: x[:, :, :1, :1]) for group in (student, teacher))
+    before = {name: x.clone() for name, x in module.named_buffers() if "running" in name}
+    value = module(student, teacher, **loss.arguments(student, teacher))
+    grads = gradients(value, [*as_list(student), *module.parameters()])
+    assert value.isfinite() and all(grad.isfinite().all() for grad in grads)
+    after = dict(module.named_buffers())
+    assert all(torch.equal(x, after[name]) for name, x in before.items())
+
+
 @only(lambda loss: set(cases.HALF_DTYPES) <= set(loss.dtypes))
 @pytest.mark.parametrize("dtype", cases.HALF_DTYPES, ids=cases.name_of)
 @pytest.mark.big

@@ -14,6 +14,7 @@ import inspect
 import re
 import traceback
 from pathlib import Path
+from unittest import mock
 
 import torch
 from parity import HERE
@@ -183,7 +184,7 @@ def crossings(form: Loss, variant: str, backward: bool = True) -> list[str]:
         if module is not None:
             to_fake_gpu(module)
         watch = Crossings()
-        with watch, contextlib.suppress(*VALUES_ASKED_FOR):
+        with watch, contextlib.suppress(*VALUES_ASKED_FOR), noted_materialization():
             value = (module or form.function)(student, teacher, **arguments)
             value = value[0] if isinstance(value, tuple) else value
             if backward:
@@ -237,6 +238,17 @@ def count_of_weights(form: Loss) -> int | None:
     return None
 
 
+@contextlib.contextmanager
+def noted_materialization():
+    """Nodes know whether gradients that do not arrive become zeros, which autograd does not tell."""
+
+    def noted(context, value):
+        context.materialize_grads = context.materializes = value
+
+    with mock.patch.object(torch.autograd.function.FunctionCtx, "set_materialize_grads", noted):
+        yield
+
+
 def on_fake_gpu(x: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda").requires_grad_(x.requires_grad)
 
@@ -275,7 +287,7 @@ def run_backward(value: Tensor) -> None:
         known = node._input_metadata
         grads = [grads.get(i) for i in range(len(known))]
         if isinstance(node, torch.autograd.function.BackwardCFunction):
-            if getattr(node, "materialize_grads", True):
+            if getattr(node, "materializes", True):
                 grads = [
                     torch.zeros(tuple(m.shape), dtype=m.dtype, device=m.device) if x is None else x
                     for x, m in zip(grads, known, strict=True)

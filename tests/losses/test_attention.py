@@ -51,6 +51,7 @@ LOSSES = [
          half_scale=24, zero_at_equality=False, **PARTS),
     Loss("afd", afd_loss, naive.afd, student=[(3, 6, 5)], teacher=[(3, 6, 5)], **PARTS),
     Loss("afd_learned", None, naive.afd_learned, **LAYERS, module=lambda: AFDLoss(*CHANNELS, 4), of_batch=True,
+         excused={"test_a_batch_of_one_position_moves_no_statistics": "its key mixer has one row per student layer"},
          **LEARNED),
     Loss("semckd", semckd_loss, naive.semckd, **EQUAL_CHANNELS, invariant="batch", zero_at_equality=False,
          **PARTS),

@@ -158,6 +158,9 @@ def test_lengths_changed_before_backward(form):
     torch.testing.assert_close(ours, expected)
 
 
+OF_THE_TEACHER = ("labels", "clean", "margins")  # what comes from it, or from the data
+
+
 @each_form
 def test_teachers_of_inference_mode(form):
     """What a teacher made under torch.inference_mode() has the loss and gradients of its copy."""
@@ -165,8 +168,10 @@ def test_teachers_of_inference_mode(form):
     expected = value_of(form(student, teacher))
     expected_grads = gradients(expected, form.leaves(student))
     with torch.inference_mode():
-        inference, arguments = faults.mapped(torch.clone, (teacher, arguments))
-    value = value_of(form.form(form.dtypes[0])(student, inference, **arguments))
+        inference, arguments = faults.mapped(
+            torch.clone, (teacher, {name: value for name, value in arguments.items() if name in OF_THE_TEACHER})
+        )  # fmt: skip
+    value = value_of(form.form(form.dtypes[0])(student, inference, **form.arguments(student, teacher) | arguments))
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(gradients(value, form.leaves(student)), expected_grads)
 
@@ -185,7 +190,7 @@ def test_learned_parts_in_half_precision(form, half, features):
     assert all(g.isfinite().all() for g in gradients(value, [*as_list(student), *module.parameters()]))
 
 
-@about(lambda form: form.module and form.inputs is None)
+@about(lambda form: form.module and form.inputs is None and "normalize=frame" not in form.name)  # which needs bands
 @pytest.mark.parametrize("one", [False, True], ids=["", "one position"])
 def test_a_last_batch_of_one_sample(form, one):
     """In training: learned parts take a batch of one sample, pooled features (1, C, 1, 1) among them."""
@@ -209,6 +214,7 @@ def test_messages_never_print_tensors(form):
     student, teacher, arguments = faults.inputs(form, form.dtypes[0])
     function = form.form(form.dtypes[0])
     parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
+    parameters = [name for name in parameters if name != "return_attention"]  # whose truth value Python asks for
     whole = dict(zip(parameters, (student, teacher), strict=False)) | arguments
     large = torch.rand(40, 30)
     for name, wrong in itertools.product(parameters, (large, [large, large], {"x": large}, large.to(torch.complex64))):

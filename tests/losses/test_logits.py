@@ -39,7 +39,7 @@ LOSSES = [
     Loss("kl", r.kl_loss, naive.kl, **MAPS, options={"reverse": True, "temperature": 1.5}),
     Loss("kl", r.kl_loss, naive.kl, **MAPS, options={"standardize": True, "temperature": 2.0}),
     Loss("kl", r.kl_loss, naive.kl, **ROWS, options={"reduction": "rows"}),
-    Loss("kl", r.kl_loss, naive.kl, **MAPS, options={"reduction": "batch"}),
+    Loss("kl", r.kl_loss, naive.kl, **MAPS, options={"reduction": "batchmean"}),
     Loss("jsd", r.jsd_loss, naive.jsd, **MAPS),
     Loss("jsd", r.jsd_loss, naive.jsd, **ROWS, options={"beta": 0.1, "temperature": 2.0}),
     Loss("jsd", r.jsd_loss, naive.jsd, **ROWS, options={"beta": 1.0, "convention": "published"}),
@@ -53,7 +53,7 @@ LOSSES = [
 # ---------------------------------------------------------------------------------------------- rows that count
 
 
-@pytest.mark.parametrize("reduction", ["samples", "rows", "batch"])
+@pytest.mark.parametrize("reduction", ["mean", "rows", "batchmean"])
 def test_reductions(reduction):
     student, teacher = (torch.randn(3, 4, 5, dtype=torch.float64) for _ in "st")
     ignore = torch.zeros(3, 5, dtype=torch.bool)
@@ -63,7 +63,7 @@ def test_reductions(reduction):
         (student / 4).log_softmax(1), (teacher / 4).log_softmax(1), reduction="none", log_target=True
     ).sum(1)
     each = each.masked_fill(ignore, 0)
-    expected = {"samples": (each[0, 0] + each[1].mean()) / 2, "rows": each.sum() / 6, "batch": each.sum() / 3}
+    expected = {"mean": (each[0, 0] + each[1].mean()) / 2, "rows": each.sum() / 6, "batchmean": each.sum() / 3}
     torch.testing.assert_close(values, expected[reduction])
 
 

@@ -50,7 +50,8 @@ class Padding(NamedTuple):
 
     def filled(self, x: Tensor, value: float) -> Tensor:
         """`x` with `value` in the frames that are not valid, and no gradient there."""
-        return x if self.lengths is None else x.masked_fill(~shapes.broadcast_mask(x, *self), value)
+        mask = shapes.broadcast_mask(x, *self)
+        return x if mask is None else x.masked_fill(~mask, value)
 
     def position_mask(self, x: Tensor) -> Tensor | None:
         """(B, N) bool, true where one of all positions of `x` is in a valid frame; None where all are."""
@@ -177,6 +178,8 @@ def gather(x: Tensor, group, dim: int = 0) -> Tensor:
     """
     if group is None:
         return x
+    if not isinstance(group, torch.distributed.ProcessGroup):
+        raise TypeError(f"group: expected a torch.distributed process group, got {shapes.describe(group)}")
     return _Gather.apply(x.movedim(dim, 0), group).movedim(0, dim)
 
 
@@ -213,9 +216,9 @@ def resized(x: Tensor, sizes: Sequence[int], padding: Padding) -> Tensor:
             x = x @ _windows(x.shape[3], sizes[1], x).T
         if sizes[0] != x.shape[2]:
             windows = _windows(x.shape[2], sizes[0], x).expand(x.shape[0], -1, -1)
-            mask = padding.mask(x)
-            if mask is not None:
-                windows = windows * mask[:, None] * padding.mask(x, sizes[0])[:, :, None]
+            mask, mask_after = padding.mask(x), padding.mask(x, sizes[0])
+            if mask is not None and mask_after is not None:
+                windows = windows * mask[:, None] * mask_after[:, :, None]
                 windows = windows / windows.sum(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
             x = torch.einsum("but,bct...->bcu...", windows, x)
         return x

@@ -83,5 +83,5 @@ def module(function: Callable[..., Tensor], name: str) -> type[Configured]:
     forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [me, *(x for x in parameters if x.name not in options)]
     )
-    cls.forward = forward  # type: ignore[method-assign]
+    cls.forward = forward  # type: ignore[attr-defined]
     return cls

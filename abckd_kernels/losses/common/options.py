@@ -44,12 +44,14 @@ def check_options(function: Callable, **options) -> None:
         if name not in limits or (value is None and None in limits[name]):
             continue
         for allowed in limits[name]:
+            if allowed is bool and not isinstance(value, bool):
+                raise TypeError(f"{name}: expected True or False, got {describe(value)}")
             if isinstance(allowed, Limits):
                 if allowed.whole and not (isinstance(value, int) and not isinstance(value, bool)):
                     expected = f"a whole number, at least {allowed.least:g}"
                     raise ValueError(f"{name}: expected {expected}, got {describe(value)}")
                 check_number(name, value, least=allowed.least, most=allowed.most, above=allowed.above)
-        choices = tuple(x for x in limits[name] if not isinstance(x, Limits) and x is not None)
+        choices = tuple(x for x in limits[name] if isinstance(x, str))
         if choices:
             check_choice(name, value, choices)
 
@@ -67,6 +69,8 @@ def _allowed(hint: Any) -> list:
         return list(get_args(hint))
     if get_origin(hint) is Annotated:
         return [x for x in get_args(hint)[1:] if isinstance(x, Limits)]
+    if hint is bool:
+        return [bool]
     if hint is type(None):
         return [None]
     arguments = get_args(hint)

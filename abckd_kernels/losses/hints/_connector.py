@@ -14,8 +14,9 @@ from ... import backends
 from ...ops.contract import connect_refusal
 from ...ops.pointwise import check_parameter
 from ...ops.shapes import accumulation_dtype, is_channels_last
+from ..common.arithmetic import wide
 from ..common.features import Padding
-from ..common.normalisation import follow
+from ..common.normalisation import running_statistics, statistics
 
 
 class PositionLinear(nn.Linear):
@@ -29,7 +30,11 @@ class PositionLinear(nn.Linear):
 
 
 def at_every_position(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
-    """weight (D, C) times x (B, C, *spatial), in the weight's dtype, plus bias (D,); the result lies as x does."""
+    """weight (D, C) times x (B, C, *spatial), plus bias (D,); the result lies as x does.
+
+    In float32, or float64 for a weight in float64; a weight in half precision is widened.
+    """
+    weight, bias = wide(weight), None if bias is None else wide(bias)
     return _Linear.apply(x.to(weight.dtype), weight, bias, relu)
 
 
@@ -86,7 +91,6 @@ class Connector(nn.Module):
 
     def forward(self, x: Tensor, padding: Padding, relu: bool = False) -> Tensor:
         """(B, outputs, *spatial); what padded frames hold is of no use. `x` is zero there. relu: of the result."""
-        x = x.to(self.linear.weight.dtype)
         return at_every_position(x, *self.folded(x, padding), relu)
 
     def sums(self, x: Tensor, t: Tensor, padding: Padding, **kind) -> Tensor:
@@ -95,18 +99,19 @@ class Connector(nn.Module):
 
     def folded(self, x: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
         """Matrix and bias that do both; in training the statistics are those of `x`, and the running ones follow."""
-        weight = self.linear.weight
+        weight = wide(self.linear.weight)
+        x = x.to(weight.dtype)
         if self.training:
             mean, covariance, count = moments(x, padding)
             mean, variance = weight @ mean, ((weight @ covariance) * weight).sum(1)
-            follow(self.norm, mean, variance, count)
+            mean, variance = statistics(self.norm, mean, variance, count)
         else:
-            mean, variance = self.norm.running_mean, self.norm.running_var
+            mean, variance = map(wide, running_statistics(self.norm))
         scale = (variance.clamp_min(0) + self.norm.eps).rsqrt()
         if self.norm.affine:
-            scale = scale * self.norm.weight
+            scale = scale * wide(self.norm.weight)
         bias = -mean * scale
-        return scale[:, None] * weight, bias + self.norm.bias if self.norm.affine else bias
+        return scale[:, None] * weight, bias + wide(self.norm.bias) if self.norm.affine else bias
 
 
 def projected_sums(
@@ -122,8 +127,8 @@ def projected_sums(
 ) -> Tensor:
     """pointwise(weight x + bias, t), (B, D), a few samples at a time.
 
-    What the map gives never exists for the whole batch: backward computes it again, from memory near the processor,
-    which costs less than to write and read it. t is a constant.
+    On a CPU what the map gives never exists for the whole batch: backward computes it again, from memory near the
+    processor, which costs less than to write and read it. On a GPU it exists for the moment. t is a constant.
     """
     dtype = torch.promote_types(weight.dtype, t.dtype)
     if per_channel is not None:
@@ -164,9 +169,12 @@ class _ProjectedSums(torch.autograd.Function):
 
 
 def _chunks(channels: int, x: Tensor, *others: Tensor | None):
-    """Parts of `x` and the others along the batch: as many samples as with so many channels fill CHUNK_BYTES."""
+    """Parts of `x` and the others along the batch: as many samples as with so many channels fill CHUNK_BYTES.
+
+    One part where there is no cache to mind, which on a GPU would be many small launches.
+    """
     sample = channels * x.shape[2:].numel() * x.element_size()
-    size = max(1, CHUNK_BYTES // sample)
+    size = max(1, CHUNK_BYTES // sample if x.device.type == "cpu" else len(x))
     for first in range(0, max(len(x), 1), size):
         yield tuple(None if value is None else value[first : first + size] for value in (x, *others))
 
@@ -185,7 +193,8 @@ def moments(x: Tensor, padding: Padding) -> tuple[Tensor, Tensor, Tensor | int]:
 def channel_moments(x: Tensor, padding: Padding) -> tuple[Tensor, Tensor, Tensor | int]:
     """As `moments`, but each channel's variance (C,) alone, of any `x`, without a gradient."""
     valid, count = _valid_positions(x, padding)
-    mean, variance = 0, 0
+    mean = x.new_zeros(x.shape[1], dtype=accumulation_dtype(x.dtype))
+    variance = torch.zeros_like(mean)
     for part, inside in _chunks(x.shape[1], x, valid):
         mean = mean + _rows(part, inside).sum(2).sum(0) / _divisor(count)
     for part, inside in _chunks(x.shape[1], x, valid):

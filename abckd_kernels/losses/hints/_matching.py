@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ...ops import pointwise
+from ...ops.shapes import accumulation_dtype
 from ..common.features import Padding, check_equal, pairs, resized, smaller, without_autocast
 
 Features = Tensor | Sequence[Tensor]
@@ -32,14 +33,15 @@ def matched(
     for index, (s, t) in enumerate(found):
         check_equal(index, "number of axes", s.dim(), t.dim())
         check_equal(index, "channels", s.shape[1], t.shape[1])
-    found = [tuple(x[:, None] if x.dim() == 2 else x for x in pair) for pair in found]
-    return [on_one_grid(s, t, padding) for s, t in found], padding
+    vector_to_feature = lambda x: x[:, None] if x.dim() == 2 else x  # noqa: E731
+    return [on_one_grid(vector_to_feature(s), vector_to_feature(t), padding) for s, t in found], padding
 
 
 def on_one_grid(s: Tensor, t: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
     """Both averaged over the windows of adaptive pooling onto the smaller size of each axis; as they are if equal."""
     sizes = smaller(s, t)
-    return tuple(x if list(x.shape[2:]) == sizes else resized(padding.zeroed(x), sizes, padding) for x in (s, t))
+    s, t = (x if list(x.shape[2:]) == sizes else resized(padding.zeroed(x), sizes, padding) for x in (s, t))
+    return s, t
 
 
 def sums(s: Tensor, t: Tensor, padding: Padding, **kind) -> Tensor:
@@ -108,7 +110,7 @@ class Learned(nn.Module):
             with without_autocast(pair[0]):
                 s, t = self.on_one_grid(layer, *pair, padding)
                 # Once for all that reads it: in half precision its gradient is then rounded once.
-                s = padding.zeroed(s.to(next(layer.parameters(), s).dtype))
+                s = padding.zeroed(s.to(accumulation_dtype(next(layer.parameters(), s).dtype)))
                 made.append(self.measured(layer, s, t, padding))
         return self.loss(made, padding)
 

@@ -29,7 +29,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..common.features import Padding, batch_mean, weighted
+from ..common.checks import listed
+from ..common.features import Padding, batch_mean, constant, weighted
 from ..common.modules import Configured
 from ..common.options import Positive, check_options
 from ._connector import Connector
@@ -82,7 +83,7 @@ def ofd_loss(
     """
     check_options(ofd_loss, reduction=reduction)
     found, padding = matched(student_features, teacher_features, lengths, padded_length)
-    given = [margins] if isinstance(margins, Tensor) else list(margins)
+    given = [constant(x) if isinstance(x, Tensor) else x for x in listed("margins", margins)]
     if len(given) != len(found):
         raise ValueError(f"margins: expected {len(found)} tensors, one per student feature, got {len(given)}")
     for index, (m, (s, _)) in enumerate(zip(given, found, strict=True)):

@@ -179,7 +179,6 @@ class Translator(nn.Module):
 
     def forward(self, x: Tensor, padding: Padding = EVERYWHERE) -> Tensor:
         """Factors (B, factors, *spatial); padded frames of `x` must be zero, those of the result are."""
-        x = x.to(self.convolutions[0].weight.dtype)
         for layer, norm in zip(self.convolutions, self.norms, strict=True):
             x = nn.functional.leaky_relu(norm(layer(x), padding), SLOPE)
         return x
@@ -205,7 +204,6 @@ class Paraphraser(nn.Module):
         return self._through(self.decoder, self.factor(x, padding), padding)
 
     def _through(self, stack: nn.ModuleList, x: Tensor, padding: Padding) -> Tensor:
-        x = x.to(stack[0].weight.dtype)
         for layer in stack:
             x = padding.zeroed(nn.functional.leaky_relu(layer(x), SLOPE))
         return x

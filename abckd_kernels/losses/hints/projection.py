@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import project
+from ..common.arithmetic import wide
 from ..common.checks import check_choice
 from ..common.features import Padding, batch_mean, weighted
 from ..common.modules import Configured
@@ -86,7 +87,8 @@ class _Projected(Learned):
     """What is linear in the student's features: compared as it is made."""
 
     def measured(self, layer, s, t, padding):
-        weight, bias = layer.folded(s, padding) if isinstance(layer, Connector) else (layer.weight, layer.bias)
+        folds = isinstance(layer, Connector)
+        weight, bias = layer.folded(s, padding) if folds else (wide(layer.weight), wide(layer.bias))
         errors = project(s, weight, t, bias=bias, lengths=padding.lengths, padded_length=padding.padded_length)
         return errors / (t.shape[1] * padding.positions(t)), t
 
@@ -168,4 +170,4 @@ class ConvReg(nn.Module):
 
     def forward(self, x: Tensor, padding: Padding) -> Tensor:
         """(B, teacher_channels, *sizes); padded frames of `x` must be zero."""
-        return torch.relu(self.norm(self.convolution(x.to(self.convolution.weight.dtype)), padding))
+        return torch.relu(self.norm(self.convolution(x), padding))

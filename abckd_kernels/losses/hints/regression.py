@@ -28,8 +28,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ...ops.shapes import describe
+from ..common.arithmetic import wide
 from ..common.features import Padding, batch_mean, resized, weighted
-from ..common.normalisation import follow
+from ..common.normalisation import statistics
 from ..common.options import Convention, Positive, check_options
 from ._connector import Connector, PositionLinear, channel_moments, projected_sums
 from ._matching import Channels, Features, Learned, channel_pairs, element_mean, matched, sums
@@ -180,7 +182,7 @@ def _srd(measured: list[tuple[Tensor, Tensor]], padding: Padding, convention: st
 def _one_per_layer(name: str, given: Tensor | Sequence[Tensor], found: list) -> list[Tensor]:
     values = [given] if isinstance(given, Tensor) else given
     if not isinstance(values, Sequence | nn.ParameterList) or not all(isinstance(x, Tensor) for x in values):
-        raise TypeError(f"{name}: expected a tensor or a list of tensors, got {given!r}")
+        raise TypeError(f"{name}: expected a tensor or a list of tensors, got {describe(given)}")
     if len(values) != len(found):
         raise ValueError(f"{name}: expected {len(found)} tensors, one per student feature, got {len(values)}")
     return list(values)
@@ -312,10 +314,10 @@ class _Normalised(nn.Module):
 
     def sums(self, s: Tensor, t: Tensor, padding: Padding, power: float) -> Tensor:
         weight, bias = self.student.folded(s, padding)
-        mean, variance = self.teacher.running_mean, self.teacher.running_var
         if self.training:
-            mean, variance, count = channel_moments(t, padding)
-            follow(self.teacher, mean, variance, count)
+            mean, variance = statistics(self.teacher, *channel_moments(t, padding))
+        else:
+            mean, variance = wide(self.teacher.running_mean), wide(self.teacher.running_var)
         deviation = (variance + self.teacher.eps).sqrt().to(weight.dtype)
         weight, bias = weight * deviation[:, None], bias * deviation + mean.to(weight.dtype)
         of_channels = projected_sums(s, t, weight, bias, padding, kind="power", parameter=power)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...ops import pyramid
 from ...ops.pyramid import check_levels
+from ..common.arithmetic import wide
 from ..common.checks import check_choice
 from ..common.features import Padding, batch_mean, pairs, weighted, without_autocast
 from ..common.modules import Configured
@@ -197,7 +198,7 @@ class _Rectified(nn.Module):
         self.norm, self.activation = InstanceNorm(channels), nn.PReLU()
 
     def forward(self, x: Tensor, padding: Padding) -> Tensor:
-        return self.activation(self.norm(x, padding))
+        return nn.functional.prelu(self.norm(x, padding), wide(self.activation.weight))
 
 
 class _Instance(nn.Module):

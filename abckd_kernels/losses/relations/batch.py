@@ -183,7 +183,9 @@ def rkd_loss(
     + G_ii, never B x B x D. Equal samples have distance zero, angle zero and no gradient there. Fewer than two samples
     (three for angles) give zero; published code gives NaN.
     """
-    check_options(rkd_loss, distance_weight=distance_weight, angle_weight=angle_weight, convention=convention)
+    check_options(
+        rkd_loss, distance_weight=distance_weight, angle_weight=angle_weight, squared=squared, convention=convention
+    )  # fmt: skip
 
     def term(s, t, _):
         grams = [between_differences(gather(x, group))[0] for x in (s, t)]
@@ -313,7 +315,7 @@ def cc_loss(
     normalize   scale each sample to norm 1 first, which the Taylor polynomial presumes. torchdistill does not.
     squared     False: ||K_s - K_t||_F / B^2, as torchdistill's CCKDLoss.
     """
-    check_options(cc_loss, kernel=kernel, gamma=gamma, order=order)
+    check_options(cc_loss, kernel=kernel, gamma=gamma, order=order, normalize=normalize, squared=squared)
 
     def term(s, t, _):
         return _of_vectors(

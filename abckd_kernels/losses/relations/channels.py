@@ -216,7 +216,7 @@ def affinity_loss(
     without a difference of large numbers; for positions the Gram matrices of channels do. Equal maps and silent ones
     have a finite gradient (published: NaN).
     """
-    check_options(affinity_loss, relation=relation)
+    check_options(affinity_loss, relation=relation, squared=squared)
 
     def term(s, t, padding):
         x, y = _on_one_grid(s, t, padding)

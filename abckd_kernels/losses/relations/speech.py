@@ -27,6 +27,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..common.arithmetic import unit
+from ..common.checks import listed
 from ..common.features import (
     Padding,
     batch_mean,
@@ -175,6 +176,10 @@ def gram_loss(
     Silent rows are zero and have no gradient.
     """
     check_options(gram_loss, axis=axis)
+    for name, given in (("student_features", student_features), ("teacher_features", teacher_features)):
+        for index, x in enumerate(listed(name, given)):
+            if axis == "bands" and isinstance(x, Tensor) and x.dim() == 3:
+                raise ValueError(f"{name}[{index}]: expected bands (B, C, T, F), got {tuple(x.shape)}")
 
     def term(s, t, padding):
         mask = None
@@ -184,9 +189,6 @@ def gram_loss(
             grams = [gram(x, "frames") for x in _frames_agree(s, t, padding)]
             mask = padding.mask(s, grams[0].shape[1])
         else:
-            for name, x in (("student", s), ("teacher", t)):
-                if x.dim() != 4:
-                    raise ValueError(f"{name}_features: expected bands (B, C, T, F), got {tuple(x.shape)}")
             bands = smaller(s, t)[1]
             grams = [gram(resized(x, (x.shape[2], bands), padding).movedim(3, 1), "channels") for x in (s, t)]
         normalised = [unit(g) for g in grams]

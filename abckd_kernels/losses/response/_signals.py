@@ -52,7 +52,8 @@ def signal_pairs(
         raise ValueError(
             f"teacher: expected {len(signals['student'])} signals, one per student's, got {len(signals['teacher'])}"
         )
-    found, steps, first = [], [], None
+    found, steps = [], []
+    first: tuple[int, torch.device, str] | None = None
     for (s, own), (t, name) in zip(signals["student"], signals["teacher"], strict=True):
         shape = check(s, own)
         same("shape", tuple(shape), own, tuple(check(t, name)), name)
@@ -63,7 +64,8 @@ def signal_pairs(
         found.append((s, constant(t)))
         steps.append(shape[-1])
     padded_length = shapes.check_padded_length(max(steps) if padded_length is None else padded_length)
-    return found, Ends(shapes.check_lengths(lengths, *first[:2]), padded_length)
+    first_signal = found[0][0]
+    return found, Ends(shapes.check_lengths(lengths, first_signal.shape[0], first_signal.device), padded_length)
 
 
 def same(what: str, expected, owner: str, got, name: str) -> None:

@@ -42,7 +42,7 @@ from ..common.options import Convention, Finite, Positive, Share, check_options
 from ._decoupled import decoupled
 
 Logits = Tensor | Sequence[Tensor]
-Reduction = Literal["samples", "rows", "batch"]
+Reduction = Literal["mean", "rows", "batchmean"]
 
 
 def kl_loss(
@@ -52,7 +52,7 @@ def kl_loss(
     temperature: Positive = 4.0,
     reverse: bool = False,
     standardize: bool = False,
-    reduction: Reduction = "samples",
+    reduction: Reduction = "mean",
     dim: int = 1,
     ignore: Tensor | Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
@@ -65,16 +65,16 @@ def kl_loss(
     standardize   logits first become (x - mean) / (std + 1e-7) along the classes, std over K - 1 (logit
                   standardisation, Sun et al., CVPR 2024, as torchdistill's LogitStdKDLoss); it needs two classes.
                   Constant logits become 0 and get no gradient (published: one of 1e7).
-    reduction     "samples": the mean over samples of the mean over a sample's rows; samples without a row that counts
+    reduction     "mean": the mean over samples of the mean over a sample's rows; samples without a row that counts
                   are left out, so that of (N, K) it is the mean over rows. "rows": the mean over all rows that count,
-                  as of the tokens of (B, T, K). "batch": the sum over rows divided by B, as published code has it for
-                  maps (`kl_div(..., "batchmean")`).
+                  as of the tokens of (B, T, K). "batchmean": the sum over rows divided by B, as published code has
+                  it for maps (`kl_div(..., reduction="batchmean")`).
 
     RepDistiller, mdistiller and SemCKD are temperature^2 KL, as here. torchdistill's KDLoss is
     alpha cross_entropy + (1 - alpha) kl_loss, but drops temperature^2 where alpha is 0 or None; SKD's instance term
     never has it.
     """
-    check_options(kl_loss, temperature=temperature, reduction=reduction)
+    check_options(kl_loss, temperature=temperature, reverse=reverse, standardize=standardize, reduction=reduction)
     kind = "reverse_kl" if reverse else "kl"
 
     def term(_, s, t, skip, dim):
@@ -93,7 +93,7 @@ def jsd_loss(
     beta: Share = 0.5,
     temperature: Positive = 1.0,
     convention: Convention = "paper",
-    reduction: Reduction = "samples",
+    reduction: Reduction = "mean",
     dim: int = 1,
     ignore: Tensor | Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
@@ -130,7 +130,7 @@ def dkd_loss(
     alpha: Finite = 1.0,
     beta: Finite = 8.0,
     temperature: Positive = 4.0,
-    reduction: Reduction = "samples",
+    reduction: Reduction = "mean",
     dim: int = 1,
     ignore: Tensor | Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
@@ -148,15 +148,13 @@ def dkd_loss(
     """
     check_options(dkd_loss, alpha=alpha, beta=beta, temperature=temperature, reduction=reduction)
     found = _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length)
-    targets = [labels] * len(found) if isinstance(labels, Tensor) else list(labels)
-    if len(targets) != len(found):
-        raise ValueError(f"labels: expected {len(found)} tensors, one per pair of logits, got {len(targets)}")
+    targets = [constant(y) for y in _each_of("labels", labels, len(found))]
 
     def term(index, s, t, skip, dim):
         y = targets[index]
         rows = s.shape[:dim] + s.shape[dim + 1 :]
-        if y.dtype.is_floating_point or y.dtype == torch.bool or y.shape != rows:
-            raise ValueError(f"labels: expected integers of shape {tuple(rows)}, got {y.dtype} {tuple(y.shape)}")
+        if y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool or y.shape != rows:
+            raise ValueError(f"labels: expected integers of shape {tuple(rows)}, got {shapes.describe(y)}")
         if s.shape[dim] == 1:
             return wide(s).select(dim, 0) * 0
         y = (y if skip is None else y.masked_fill(skip, 0)).unsqueeze(dim)
@@ -250,18 +248,25 @@ def _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length) 
                 )
     for x in students:
         if not isinstance(dim, int) or not -x.dim() <= dim < x.dim() or dim % x.dim() == 0:
-            raise ValueError(f"dim: expected an axis of the logits {tuple(x.shape)} but the batch's, got {dim!r}")
+            expected = f"an axis of the logits {tuple(x.shape)} but the batch's"
+            raise ValueError(f"dim: expected {expected}, got {shapes.describe(dim)}")
     lengths = shapes.check_lengths(lengths, first.shape[0], first.device)
     if padded_length is None:
         padded_length = max(_frames(x, dim) for x in students) if lengths is not None else 1
     padding = Padding(lengths, shapes.check_padded_length(padded_length))
-    masks = [ignore] * len(students) if ignore is None or isinstance(ignore, Tensor) else list(ignore)
-    if len(masks) != len(students):
-        raise ValueError(f"ignore: expected {len(students)} masks, one per pair of logits, got {len(masks)}")
+    masks = [None] * len(students) if ignore is None else _each_of("ignore", ignore, len(students))
     return [
         _Pair(s, constant(t), _ignored(s, dim % s.dim(), mask, padding), dim % s.dim())
         for s, t, mask in zip(students, teachers, masks, strict=True)
     ]
+
+
+def _each_of(name: str, given: Tensor | Sequence[Tensor], count: int) -> list[Tensor]:
+    """What belongs to each pair of logits: one tensor, for all, or a list."""
+    items = [given] * count if isinstance(given, Tensor) else list(listed(name, given))
+    if len(items) != count or not all(isinstance(x, Tensor) for x in items):
+        raise ValueError(f"{name}: expected {count} tensors, one per pair of logits, got {shapes.describe(given)}")
+    return items
 
 
 def _check(x: Tensor, name: str) -> None:
@@ -307,7 +312,7 @@ def _mean(term, found: Sequence[_Pair], reduction: str, temperature: float, weig
 
 def _reduced(values: Tensor, ignore: Tensor | None, reduction: str) -> Tensor:
     total = values.sum(1)
-    if reduction == "batch":
+    if reduction == "batchmean":
         return total.sum() / max(len(values), 1)
     if ignore is None:
         return total.sum() / max(values.numel(), 1)

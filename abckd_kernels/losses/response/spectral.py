@@ -19,7 +19,7 @@ def spectral_loss(
     student: Signals,
     teacher: Signals,
     *,
-    exponent: Positive = 0.3,
+    power: Positive = 0.3,
     magnitude_weight: NotNegative = 0.7,
     complex_weight: NotNegative = 0.3,
     eps: Positive = 1e-12,
@@ -30,13 +30,13 @@ def spectral_loss(
     """Distance of spectra whose magnitudes are compressed by a power, without and with their phases.
 
     Per sample, with m = sqrt(|z|^2 + eps) and means over the valid bins:
-    magnitude_weight mean (m_s^c - m_t^c)^2 + complex_weight mean |s m_s^(c-1) - t m_t^(c-1)|^2, c = exponent;
+    magnitude_weight mean (m_s^c - m_t^c)^2 + complex_weight mean |s m_s^(c-1) - t m_t^(c-1)|^2, c = power;
     L is the mean over samples.
 
     student         a spectrum, complex (B, F, T) or (B, C, F, T) as torch.stft gives it, or pairs (re, im) along one
                     more axis in float32, float64, bfloat16 or float16; or a list of spectra, of any sizes.
     teacher         the same shapes.
-    eps             keeps gradients finite at silence, where they are up to eps^((exponent - 1) / 2) times the error,
+    eps             keeps gradients finite at silence, where they are up to eps^((power - 1) / 2) times the error,
                     16000 by default.
     lengths         (B,) valid frames, on the scale of padded_length; default: of the largest T.
     weights         of the pairs of spectra, default 1/n.
@@ -47,12 +47,12 @@ def spectral_loss(
     float32; float64 if a spectrum is. Raises TypeError or ValueError that names the argument.
     """
     check_options(
-        spectral_loss, exponent=exponent, magnitude_weight=magnitude_weight, complex_weight=complex_weight, eps=eps
+        spectral_loss, power=power, magnitude_weight=magnitude_weight, complex_weight=complex_weight, eps=eps
     )  # fmt: skip
     found, ends = signal_pairs(student, teacher, lengths, padded_length, _check_spectrum)
     losses = []
     for s, t in found:
-        errors = spectral(s, t, exponent=exponent, eps=eps, lengths=ends.lengths, padded_length=ends.padded_length)
+        errors = spectral(s, t, exponent=power, eps=eps, lengths=ends.lengths, padded_length=ends.padded_length)
         losses.append(batch_mean(magnitude_weight * errors.magnitude + complex_weight * errors.complex))
     return weighted(losses, weights, [[spectra.as_pairs(x) for x in pair] for pair in found])
 
@@ -89,7 +89,7 @@ def si_snr_loss(
 
     float32; float64 if a waveform is. Raises TypeError or ValueError that names the argument.
     """
-    check_options(si_snr_loss, factor=factor, eps=eps)
+    check_options(si_snr_loss, zero_mean=zero_mean, factor=factor, eps=eps)
     found, ends = signal_pairs(student, teacher, lengths, padded_length, check_waveform)
     losses = []
     for s, t in found:

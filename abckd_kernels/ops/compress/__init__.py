@@ -107,7 +107,8 @@ def check_mask(mask, pairs: tuple[int, int], device: torch.device | None = None)
     try:
         mask = torch.as_tensor(mask)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"mask: expected {pairs} booleans (student layers, teacher layers), got {mask!r}") from error
+        expected = f"{pairs} booleans (student layers, teacher layers)"
+        raise ValueError(f"mask: expected {expected}, got {shapes.describe(mask)}") from error
     if mask.shape != pairs:
         raise ValueError(f"mask: expected shape {pairs} (student layers, teacher layers), got {tuple(mask.shape)}")
     mask = mask.bool()
@@ -138,7 +139,7 @@ def common_grid(maps: Sequence[Tensor], grid: Sequence[int] | None) -> list[int]
     if grid is None:
         grid = [min(x.shape[1 + axis] for x in maps) for axis in range(axes)]
     elif not isinstance(grid, Sequence) or len(grid) != axes or not all(isinstance(x, int) and x > 0 for x in grid):
-        raise ValueError(f"grid: expected {axes} positive whole number{'s' * (axes > 1)}, got {grid!r}")
+        raise ValueError(f"grid: expected {axes} positive whole number{'s' * (axes > 1)}, got {shapes.describe(grid)}")
     return [*grid, 1][:2]
 
 

@@ -14,7 +14,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_layers import count_valid, first_tiles, launch, pick
+from ..triton_layers import (
+    aligned,
+    count_valid,
+    first_tiles,
+    kernel,
+    launch,
+    layer_of,
+    pick,
+    pick_size,
+    sizes,
+    width,
+)
 from . import score_gradients
 
 EPS = tl.constexpr(1e-12)
@@ -26,17 +37,18 @@ def load_rows(
 ):
     """Cells (row, column) of the pooled map of one layer and sample; zero unless `counts`.
 
-    maps: per layer the map (B, T, F), T, F, the positions that a window has at most along T and F, and its number.
-    sample: index b, the grid's sizes, and the padding. INDEX: integers that hold T times the grid's T. POOLED: false
-    where every map has the grid's size.
+    maps: per layer the map (B, T, F), T, F, and the positions that a window has at most along T and F.
+    sample: index b, the grid's sizes, the latter of them also aligned, and the padding. INDEX: integers that hold T
+    times the grid's T. POOLED: false where every map has the grid's size.
     """
-    ptrs, frames, bands, windows_t, windows_f, numbers = maps
-    b, GRID_T, GRID_F, length, padded_length = sample
-    T = pick(frames, numbers, layer).to(INDEX)
-    F = pick(bands, numbers, layer).to(INDEX)
-    map_ptr = pick(ptrs, numbers, layer) + b * T * F
+    ptrs, frames, bands, windows_t, windows_f = maps
+    b, GRID_T, GRID_F, grid_bands, length, padded_length = sample
     if not POOLED:
-        return tl.load(map_ptr + row.to(tl.int64)[:, None] * GRID_F + column[None, :], counts, other=0)
+        map_ptr = pick(ptrs, layer) + b * GRID_T * grid_bands
+        return tl.load(map_ptr + row.to(tl.int64)[:, None] * grid_bands + column[None, :], counts, other=0)
+    T = pick_size(frames, layer).to(INDEX)
+    F = pick_size(bands, layer).to(INDEX)
+    map_ptr = pick(ptrs, layer) + b * T * F
     valid = T
     if LENGTHS:
         valid = count_valid(length, T, padded_length).to(INDEX)
@@ -46,8 +58,8 @@ def load_rows(
     f0 = column * F // GRID_F
     f1 = ((column + 1) * F + GRID_F - 1) // GRID_F
     total = tl.zeros(counts.shape, map_ptr.dtype.element_ty)
-    for dt in range(0, pick(windows_t, numbers, layer)):
-        for df in range(0, pick(windows_f, numbers, layer)):
+    for dt in range(0, pick_size(windows_t, layer)):
+        for df in range(0, pick_size(windows_f, layer)):
             inside = counts & (t0 + dt < t1)[:, None] & (f0 + df < f1)[None, :]
             total += tl.load(map_ptr + (t0 + dt).to(tl.int64)[:, None] * F + (f0 + df)[None, :], inside, other=0)
     size = (t1 - t0)[:, None] * (f1 - f0)[None, :]
@@ -71,7 +83,7 @@ def item(vector, index, j):
     return tl.sum(tl.where(index == j, vector, 0))
 
 
-@triton.jit
+@kernel
 def forward_kernel(
     student, teacher,  # as `maps` in load_rows
     scores_ptr,  # (B, n, m)
@@ -85,11 +97,12 @@ def forward_kernel(
     GRID_T, GRID_F,
     inverse_temperature: tl.float64,
     POOLED: tl.constexpr, HAS_SCORES: tl.constexpr, HAS_MASK: tl.constexpr, LENGTHS: tl.constexpr, PER_FRAME:
-    tl.constexpr, GRADIENTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TEACHERS: tl.constexpr, INDEX:
-    tl.constexpr,
+    tl.constexpr, GRADIENTS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TEACHERS:
+    tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     n = len(student[0])
     m = len(teacher[0])
+    grid_bands = aligned(GRID_F, WIDTH)
     b = (tl.program_id(0) // n).to(tl.int64)
     i = tl.program_id(0) % n
     program = tl.program_id(0).to(tl.int64)
@@ -101,7 +114,7 @@ def forward_kernel(
     if LENGTHS:
         length = tl.load(lengths_ptr + b)
         valid = count_valid(length, GRID_T, padded_length).to(tl.int32)
-    sample = (b, GRID_T, GRID_F, length, padded_length)
+    sample = (b, GRID_T, GRID_F, grid_bands, length, padded_length)
     groups = tl.where(valid > 0, valid, 1).to(dtype) if PER_FRAME else tl.full((), 1, dtype)
 
     # Pass 1: <a_i, a_j> for every teacher layer j.
@@ -110,7 +123,7 @@ def forward_kernel(
     products = tl.zeros((TEACHERS,), dtype)
     for first in range(0, valid, ROWS):
         row = (first + tl.arange(0, ROWS)).to(INDEX)
-        counts = (row < valid)[:, None] & (column < GRID_F)[None, :]
+        counts = (row < valid)[:, None] & (column < grid_bands)[None, :]
         a = load_rows(student, i, sample, row, column, counts, POOLED, LENGTHS, INDEX)
         square += tl.sum(a * a)
         a, _ = normalised(a, 1, PER_FRAME)
@@ -130,7 +143,7 @@ def forward_kernel(
     pair = program * m
     allowed = j < m
     if HAS_MASK:
-        allowed = tl.load(mask_ptr + i * m + j, allowed, other=0) != 0
+        allowed = tl.load(mask_ptr + i.to(tl.int64) * m + j, allowed, other=0) != 0
     if HAS_SCORES:
         scores = tl.load(scores_ptr + pair + j, allowed, other=0).to(dtype)
     else:
@@ -147,7 +160,7 @@ def forward_kernel(
     error_products = tl.zeros((TEACHERS,), dtype)  # <a_j, error>
     for first in range(0, valid, ROWS):
         row = (first + tl.arange(0, ROWS)).to(INDEX)
-        counts = (row < valid)[:, None] & (column < GRID_F)[None, :]
+        counts = (row < valid)[:, None] & (column < grid_bands)[None, :]
         a = load_rows(student, i, sample, row, column, counts, POOLED, LENGTHS, INDEX)
         a, _ = normalised(a, inverse_norm, PER_FRAME)
         error = a
@@ -176,7 +189,7 @@ def forward_kernel(
         radial = 2 * error_product + tl.sum(score_grads * products, 0)
         for first in range(0, GRID_T, ROWS):
             row = (first + tl.arange(0, ROWS)).to(INDEX)
-            counts = (row < valid)[:, None] & (column < GRID_F)[None, :]
+            counts = (row < valid)[:, None] & (column < grid_bands)[None, :]
             a = load_rows(student, i, sample, row, column, counts, POOLED, LENGTHS, INDEX)
             a, inverse = normalised(a, inverse_norm, PER_FRAME)
             grad = a * (2 / groups)
@@ -188,12 +201,12 @@ def forward_kernel(
             along = tl.sum(grad * a, 1)[:, None] if PER_FRAME else tl.zeros((ROWS, 1), dtype) + radial
             along = tl.where(inverse * EPS < 1, along, 0)  # below eps the norm is a constant
             grad = (grad - a * along) * inverse
-            place = (program * GRID_T + row.to(tl.int64))[:, None] * GRID_F + column[None, :]
-            exists = (row < GRID_T)[:, None] & (column < GRID_F)[None, :]
+            place = (program * GRID_T + row.to(tl.int64))[:, None] * grid_bands + column[None, :]
+            exists = (row < GRID_T)[:, None] & (column < grid_bands)[None, :]
             tl.store(map_grads_ptr + place, tl.where(counts, grad, 0), exists)
 
 
-@triton.jit
+@kernel
 def backward_kernel(
     result_ptrs, frames, bands, windows_t, windows_f,  # per layer; windows: cells that hold a position, at most
     sample_tiles,  # per layer: tiles per sample
@@ -203,29 +216,29 @@ def backward_kernel(
     lengths_ptr,
     padded_length,
     GRID_T, GRID_F,
-    POOLED: tl.constexpr, LENGTHS: tl.constexpr, BLOCK: tl.constexpr, INDEX: tl.constexpr,
+    POOLED: tl.constexpr, LENGTHS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
     n = len(result_ptrs)
     tile = tl.program_id(0)
-    T = pick(frames, layer_tiles, tile).to(INDEX)
-    F = pick(bands, layer_tiles, tile).to(INDEX)
-    tiles = pick(sample_tiles, layer_tiles, tile)
-    place = tile - pick(layer_tiles, layer_tiles, tile)
+    i = layer_of(tile, layer_tiles)
+    T = pick_size(frames, i).to(INDEX)
+    F = pick_size(bands, i).to(INDEX)
+    positions = aligned(T.to(tl.int64) * F, WIDTH)
+    tiles = pick_size(sample_tiles, i)
+    place = tile - pick_size(layer_tiles, i)
     b = (place // tiles).to(tl.int64)
-    i = b * 0
-    for layer in tl.static_range(1, len(result_ptrs)):
-        i += tl.where(tile >= layer_tiles[layer], 1, 0)
-    p = (place % tiles).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    t = p // F
-    f = p % F
+    p = (place % tiles).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    t = p.to(INDEX) // F
+    f = p.to(INDEX) % F
     valid = T
     if LENGTHS:
         valid = count_valid(tl.load(lengths_ptr + b), T, padded_length)
-    source_ptr = map_grads_ptr + (b * n + i) * GRID_T * GRID_F
-    result_ptr = pick(result_ptrs, layer_tiles, tile) + b * T * F
+    # Not pooled, the grid has the map's positions, whose alignment is known.
+    source_ptr = map_grads_ptr + (b * n + i) * (GRID_T.to(tl.int64) * GRID_F if POOLED else positions)
+    result_ptr = pick(result_ptrs, i) + b * positions
     scale = tl.load(distance_grads_ptr + b * n + i)
     if not POOLED:
-        tl.store(result_ptr + p, scale * tl.load(source_ptr + p, p < T * F, other=0), p < T * F)
+        tl.store(result_ptr + p, scale * tl.load(source_ptr + p, p < positions, other=0), p < positions)
         return
     # The cells whose windows hold position t are u0 .. u1: windows again, with the roles of grid and map exchanged.
     u0 = t * GRID_T // T
@@ -233,18 +246,18 @@ def backward_kernel(
     v0 = f * GRID_F // F
     v1 = ((f + 1) * GRID_F + F - 1) // F
     total = tl.zeros((BLOCK,), result_ptr.dtype.element_ty)
-    for du in range(0, pick(windows_t, layer_tiles, tile)):
+    for du in range(0, pick_size(windows_t, i)):
         u = u0 + du
         begin = u * T // GRID_T
         end = ((u + 1) * T + GRID_T - 1) // GRID_T
         size_t = tl.where(end < valid, end, valid) - begin
-        for dv in range(0, pick(windows_f, layer_tiles, tile)):
+        for dv in range(0, pick_size(windows_f, i)):
             v = v0 + dv
             size = size_t * (((v + 1) * F + GRID_F - 1) // GRID_F - v * F // GRID_F)
             inside = (t < valid) & (u < u1) & (v < v1)
-            share = tl.load(source_ptr + u * GRID_F + v, inside, other=0)
+            share = tl.load(source_ptr + u.to(tl.int64) * GRID_F + v, inside, other=0)
             total += tl.where(inside, share / tl.where(size > 0, size, 1).to(share.dtype), 0)
-    tl.store(result_ptr + p, total * scale, p < T * F)
+    tl.store(result_ptr + p, total * scale, p < positions)
 
 
 def forward(
@@ -276,8 +289,8 @@ def forward(
         like if lengths is None else lengths.contiguous(), padded_length,
         distances, attention, attention_grads, map_grads, *grid, 1 / temperature,
         POOLED=pooled, HAS_SCORES=scores is not None, HAS_MASK=mask is not None, LENGTHS=lengths is not None,
-        PER_FRAME=per_frame, GRADIENTS=gradients, ROWS=rows, COLUMNS=columns, TEACHERS=triton.next_power_of_2(m),
-        INDEX=_index(maps, grid), num_warps=4,
+        PER_FRAME=per_frame, GRADIENTS=gradients, WIDTH=width(like, grid[1]), ROWS=rows, COLUMNS=columns,
+        TEACHERS=triton.next_power_of_2(m), INDEX=_index(maps, grid), num_warps=4,
     )  # fmt: skip
     return distances, attention, attention_grads, map_grads
 
@@ -302,24 +315,27 @@ def backward(
 
 
 def _spread(
-    distance_grads: Tensor, map_grads: Tensor, sizes: list[int], lengths: Tensor | None, padded_length: int
+    distance_grads: Tensor, map_grads: Tensor, map_sizes: list[int], lengths: Tensor | None, padded_length: int
 ) -> list[Tensor]:
     """The gradients of the student maps: those of the grid, spread over the windows."""
     batch, _, *grid = map_grads.shape
-    results = [map_grads.new_empty((batch, *size)) for size in zip(sizes[::2], sizes[1::2], strict=True)]
-    frames, bands = tuple(sizes[::2]), tuple(sizes[1::2])
-    block = 512
-    tiles = tuple(triton.cdiv(t * f, block) for t, f in zip(frames, bands, strict=True))
+    results = [map_grads.new_empty((batch, *size)) for size in zip(map_sizes[::2], map_sizes[1::2], strict=True)]
+    frames, bands = map_sizes[::2], map_sizes[1::2]
+    pooled = list(map_sizes) != list(grid) * len(results)
+    block = 256 if pooled else 512  # of pooled maps the registers hold no more places, which are int64
+    positions = [t * f for t, f in zip(frames, bands, strict=True)]
+    tiles = [triton.cdiv(count, block) for count in positions]
     starts, programs = first_tiles(batch * count for count in tiles)
     windows = (
-        tuple(_window(cells, size) for size in sizes) for cells, sizes in zip(grid, (frames, bands), strict=True)
+        sizes(_window(cells, size) for size in of_maps) for cells, of_maps in zip(grid, (frames, bands), strict=True)
     )
     launch(
         backward_kernel, programs, map_grads,
-        tuple(results), frames, bands, *windows, tiles, starts,
+        tuple(results), sizes(frames), sizes(bands), *windows, sizes(tiles), starts,
         distance_grads.expand(map_grads.shape[:2]).contiguous(), map_grads.contiguous(),
         map_grads if lengths is None else lengths.contiguous(), padded_length, *grid,
-        POOLED=list(sizes) != list(grid) * len(results), LENGTHS=lengths is not None, BLOCK=block,
+        POOLED=pooled, LENGTHS=lengths is not None,
+        WIDTH=width(map_grads, *positions), BLOCK=block,
         INDEX=_index(results, grid), num_warps=2,
     )  # fmt: skip
     return results
@@ -327,11 +343,11 @@ def _spread(
 
 def _describe(maps: list[Tensor], grid: list[int]) -> tuple[tuple, ...]:
     """What load_rows needs of the maps of one network."""
-    frames, bands = tuple(x.shape[1] for x in maps), tuple(x.shape[2] for x in maps)
+    frames, bands = [x.shape[1] for x in maps], [x.shape[2] for x in maps]
     windows = (
-        tuple(_window(size, cells) for size in sizes) for sizes, cells in zip((frames, bands), grid, strict=True)
+        sizes(_window(size, cells) for size in of_maps) for of_maps, cells in zip((frames, bands), grid, strict=True)
     )
-    return tuple(x.contiguous() for x in maps), frames, bands, *windows, tuple(range(len(maps)))
+    return tuple(x.contiguous() for x in maps), sizes(frames), sizes(bands), *windows
 
 
 def _index(maps: list[Tensor], grid: list[int]) -> tl.dtype:

@@ -58,7 +58,7 @@ def correlation(
         expected = f"shape {tuple(student.shape)} on {student.device} as student"
         raise ValueError(f"teacher: expected {expected}, got {shapes.describe(teacher)}")
     if not isinstance(dim, int) or not -student.dim() <= dim < student.dim():
-        raise ValueError(f"dim: expected an axis of the logits {tuple(student.shape)}, got {dim!r}")
+        raise ValueError(f"dim: expected an axis of the logits {tuple(student.shape)}, got {shapes.describe(dim)}")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature: expected a positive number, got {temperature!r}")
     dim %= student.dim()
@@ -97,7 +97,7 @@ def compare(q: Tensor, p: Tensor, difference: Tensor, constant: tuple[Tensor, Te
 
 def along_classes(q: Tensor, p: Tensor, difference: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """`compare` of rows, from sums of squares of probabilities minus 1 / classes and of their difference."""
-    return compare(q, p, difference, tuple(x <= constant_below(x + 1 / classes) for x in (q, p)))
+    return compare(q, p, difference, (q <= constant_below(q + 1 / classes), p <= constant_below(p + 1 / classes)))
 
 
 def along_rows(means: Tensor, squares: Tensor, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -111,7 +111,8 @@ def along_rows(means: Tensor, squares: Tensor, count: Tensor, dtype: torch.dtype
     # Only as many digits as the probabilities have.
     digits = (8 * torch.finfo(dtype).eps) ** 2
     raw = squares[:2] + count * (means + 1 / classes).square()
-    distance, a, b = compare(*squares, tuple(squares[i] <= digits * raw[i] for i in range(2)))
+    q, p, difference = squares.unbind(0)
+    distance, a, b = compare(q, p, difference, (q <= digits * raw[0], p <= digits * raw[1]))
     shift = -(a * means[0] + b * means[1])
     return distance.mean().to(dtype), (torch.stack([a, b, shift]) / classes).to(dtype)
 

@@ -61,8 +61,8 @@ def forward(
     by_row = student.new_zeros((2, outer, 1, inner), dtype=dtype)
     for place, ignored, (q, p) in _Blocks(student, teacher, ignore, temperature):
         maps = q, p, q - p
-        sums = (torch.linalg.vector_norm(x, dim=1, keepdim=True).square() for x in maps)
-        distance, by_row[0][place], by_row[1][place] = along_classes(*sums, classes)
+        of_q, of_p, of_difference = (torch.linalg.vector_norm(x, dim=1, keepdim=True).square() for x in maps)
+        distance, by_row[0][place], by_row[1][place] = along_classes(of_q, of_p, of_difference, classes)
         counts = None if ignored is None else ~ignored
         total = total + (distance if counts is None else distance * counts).sum().to(wide)
         rows = count.new_full((), q.shape[0] * q.shape[2]) if counts is None else counts.sum().to(wide)

@@ -19,11 +19,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shapes import accumulation_dtype
-from ..triton_layers import launch
+from ..triton_layers import kernel, launch
 from . import along_classes, along_rows
 
-ELEMENTS = 1024  # of a tile: eight per thread
-ROWS, CLASSES = 32, 32  # of a tile that sums over rows: 128 bytes along either
+ELEMENTS = 512  # of a tile: four per thread, of float64 two: all else goes to local memory
+ROWS, CLASSES = 32, 32  # of a tile that sums over rows, of float64 half the classes
 PARTS = 16  # of the rows, at most, for each of which a program sums
 
 
@@ -65,7 +65,7 @@ def normalisers(ptr, begin_at, counts, classes, stride_k, scale, DTYPE: tl.const
     return most, tl.log(tl.where(counts, total, 1))
 
 
-@triton.jit(do_not_specialize=["samples", "rows", "tiles", "classes"])
+@kernel
 def row_kernel(
     student_ptr,  # (outer, classes, inner)
     teacher_ptr,
@@ -134,7 +134,7 @@ def join(mean, square, x, fresh, count, counts):
     return mean + apart * (fresh / both), square
 
 
-@triton.jit(do_not_specialize=["samples", "rows", "classes", "row_parts", "samples_of_part", "rows_of_part"])
+@kernel
 def class_kernel(
     student_ptr, teacher_ptr, ignore_ptr, temperature_ptr,
     saved_ptr,  # (4, rows)
@@ -206,7 +206,7 @@ def gradient(q, p, k, a_row, b_row, by_class_ptr, classes, inside, uniform):
     return tl.where(inside, shift + (q - uniform) * (a + a_row) + (p - uniform) * (b + b_row), 0)
 
 
-@triton.jit(do_not_specialize=["samples", "rows", "tiles", "classes"])
+@kernel
 def backward_kernel(
     student_ptr, teacher_ptr, ignore_ptr, temperature_ptr,
     by_class_ptr,  # (3, classes), times the gradient
@@ -269,7 +269,7 @@ def forward(
     sample_parts = min(samples, PARTS)
     row_parts = max(min(triton.cdiv(rows, ROWS), PARTS // max(sample_parts, 1)), 1)
     partial = student.new_empty((sample_parts * row_parts, 7, classes), dtype=torch.float64)
-    block_k = min(triton.next_power_of_2(classes), CLASSES)
+    block_k = min(triton.next_power_of_2(classes), CLASSES // (2 if dtype == torch.float64 else 1))
     launch(
         class_kernel, len(partial) * triton.cdiv(classes, block_k), student, *given, saved, partial,
         samples, rows, classes, row_parts, triton.cdiv(samples, max(sample_parts, 1)),
@@ -280,7 +280,7 @@ def forward(
     means = (partial[:, :3] * counts).sum(0) / count.clamp_min(1)
     squares = (partial[:, 3:6] + (partial[:, :3] - means).square() * counts).sum(0)
     distance, by_class = along_rows(means[:2], squares, count, dtype)
-    distances, *factors = along_classes(*sums, classes)
+    distances, *factors = along_classes(sums[0], sums[1], sums[2], classes)
     if ignore is not None:
         distances = distances.masked_fill(ignore.reshape(-1), 0)
     count = count.clamp_min(1)
@@ -307,11 +307,12 @@ def backward(
 def _describe(x: Tensor, ignore: Tensor | None) -> tuple[int, int, int, dict, dict]:
     """Samples, rows and tiles of each, the tile, and the constants that all kernels have."""
     outer, classes, inner = x.shape
+    elements = ELEMENTS // 2 if x.dtype == torch.float64 else ELEMENTS
     if inner == 1:
-        samples, rows, block_k = 1, outer, min(triton.next_power_of_2(classes), ELEMENTS)
+        samples, rows, block_k = 1, outer, min(triton.next_power_of_2(classes), elements)
     else:
-        samples, rows, block_k = outer, inner, ELEMENTS // min(max(triton.next_power_of_2(inner), 16), ELEMENTS // 8)
-    block_r = ELEMENTS // block_k
+        samples, rows, block_k = outer, inner, elements // min(max(triton.next_power_of_2(inner), 16), elements // 8)
+    block_r = elements // block_k
     constants = {
         "PLANES": inner > 1,
         "IGNORE": ignore is not None,

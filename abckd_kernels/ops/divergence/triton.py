@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shapes import accumulation_dtype
-from ..triton_layers import launch
+from ..triton_layers import aligned, kernel, launch, width
 from . import KINDS, numbers, saved_rows
 
 WARP = 64 if torch.version.hip else 32
@@ -33,12 +33,15 @@ class Tile:
     """Shape of a program's tile: 16 bytes per thread along the contiguous axis, of both logits.
 
     samples, rows: a sample's rows are numbered through; rows in memory are one sample. A tile owns rows of one sample.
+    Rows along positions, whose number changes with the batch's length, have two shapes: few of them would idle most of
+    a large tile. The small one reads 128 bytes of each class, one number per load. So all lengths need three kernels.
     """
 
     samples: int
     rows: int
     block_r: int
     block_k: int
+    width: int  # neighbours that a load takes
     num_warps: int = 4
 
     @classmethod
@@ -49,9 +52,10 @@ class Tile:
             block_k = min(triton.next_power_of_2(classes), elements)
             if block_k < elements:  # short rows: what is kept per row takes the registers
                 elements = max(4 * 4 * WARP, block_k)
-            return cls(1, outer, elements // block_k, block_k)
-        block_r = min(max(triton.next_power_of_2(inner), 16), elements // 4)
-        return cls(outer, inner, block_r, elements // block_r)
+            return cls(1, outer, elements // block_k, block_k, width(x, classes))
+        large = inner > elements // 8
+        block_r = elements // 4 if large else elements // 16
+        return cls(outer, inner, block_r, elements // block_r, width(x, inner) if large else 1)
 
     @property
     def tiles(self) -> int:
@@ -107,19 +111,27 @@ def times(weight, x):
 
 
 @triton.jit
+def laid_out(rows, classes, PLANES: tl.constexpr, WIDTH: tl.constexpr):
+    """Rows of a sample and classes, and the strides of samples, rows and classes."""
+    if PLANES:
+        rows = aligned(rows, WIDTH)
+        return rows, classes, rows * classes, 1, rows
+    else:
+        classes = aligned(classes, WIDTH)
+        return rows, classes, 0, classes, 1
+
+
+@kernel
 def forward_kernel(
-    student_ptr,  # (samples, rows, classes) with the strides given
+    student_ptr,  # (samples, classes, rows) with PLANES, else (rows, classes)
     teacher_ptr,
     ignore_ptr,  # (samples * rows,)
     value_ptr,  # (samples * rows,)
     saved_ptr,  # (numbers, samples * rows)
     rows,  # of a sample
     tiles,  # of a sample
-    all_rows,
+    all_rows: tl.int64,
     classes,
-    stride_sample,
-    stride_r,
-    stride_k,
     inverse_temperature: tl.float64,
     beta: tl.float64,
     KIND: tl.constexpr,  # kl, reverse_kl, jsd
@@ -130,9 +142,11 @@ def forward_kernel(
     DTYPE: tl.constexpr,
     LEAST: tl.constexpr,  # normal positive number
     LOWEST: tl.constexpr,  # finite number
+    WIDTH: tl.constexpr,  # divides what lies together: rows of a sample or classes
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    rows, classes, stride_sample, stride_r, stride_k = laid_out(rows, classes, PLANES, WIDTH)
     program = tl.program_id(0)
     sample = (program // tiles).to(tl.int64)
     r = (program % tiles).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -213,7 +227,7 @@ def forward_kernel(
         max_y = tl.where(dead, 0.0, most_y)
         of_x: tl.constexpr = 0 if KIND == "reverse_kl" else 2
         saved_ptr += place
-        step = tl.full((), 1, tl.int64) * all_rows
+        step = aligned(all_rows, WIDTH if PLANES else 1)
         tl.store(saved_ptr + of_x * step, max_x, exists[:, None])
         tl.store(saved_ptr + (of_x + 1) * step, log_x, exists[:, None])
         tl.store(saved_ptr + (2 - of_x) * step, max_y, exists[:, None])
@@ -222,7 +236,7 @@ def forward_kernel(
             tl.store(saved_ptr + 4 * step, tl.where(dead | (of_y < 0), 0.0, of_y), exists[:, None])
 
 
-@triton.jit
+@kernel
 def backward_kernel(
     value_grad_ptr,  # (samples * rows,)
     student_ptr,
@@ -231,27 +245,26 @@ def backward_kernel(
     result_ptr,  # laid out as student
     rows,
     tiles,
-    all_rows,
+    all_rows: tl.int64,
     classes,
-    stride_sample,
-    stride_r,
-    stride_k,
     inverse_temperature: tl.float64,
     beta: tl.float64,
     KIND: tl.constexpr,
     PLANES: tl.constexpr,
     DTYPE: tl.constexpr,
     LEAST: tl.constexpr,
+    WIDTH: tl.constexpr,  # divides what lies together: rows of a sample or classes
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    rows, classes, stride_sample, stride_r, stride_k = laid_out(rows, classes, PLANES, WIDTH)
     program = tl.program_id(0)
     sample = (program // tiles).to(tl.int64)
     r = (program % tiles).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     row = (sample * rows + r)[:, None]
     exists = (r < rows)[:, None]
     first = sample * stride_sample + r[:, None] * stride_r
-    step = tl.full((), 1, tl.int64) * all_rows
+    step = aligned(all_rows, WIDTH if PLANES else 1)
     scale = tl.full((), inverse_temperature, DTYPE)
     share = tl.full((), beta, DTYPE)
     max_s = tl.load(saved_ptr + row, exists, other=0)
@@ -318,18 +331,18 @@ def backward(
 
 
 def _describe(x: Tensor, kind: int) -> tuple[Tile, tuple[int, ...], dict]:
-    """The tile, the kernels' sizes and strides, and the constants that both have."""
+    """The tile, the kernels' sizes, and the constants that both have."""
     outer, classes, inner = x.shape
     tile, double = Tile.of(x), x.dtype == torch.float64
-    strides = (0, classes, 1) if inner == 1 else (classes * inner, 1, inner)
     constants = {
         "KIND": KINDS[kind],
         "PLANES": inner > 1,
         "DTYPE": tl.float64 if double else tl.float32,
         "LEAST": torch.finfo(accumulation_dtype(x.dtype)).tiny,
+        "WIDTH": tile.width,
         "BLOCK_R": tile.block_r,
         "BLOCK_K": tile.block_k,
         "num_warps": tile.num_warps,
         "registers": MOST_REGISTERS,
     }
-    return tile, (tile.rows, tile.tiles, outer * inner, classes, *strides), constants
+    return tile, (tile.rows, tile.tiles, outer * inner, classes), constants

@@ -12,15 +12,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_layers import launch
+from ..triton_layers import aligned, kernel, launch, width
 from . import factors
 
 BLOCK = 512
 
 
-@triton.jit
-def forward_kernel(x_ptr, y_ptr, dots_ptr, columns, BLOCK: tl.constexpr):
+@kernel
+def forward_kernel(x_ptr, y_ptr, dots_ptr, columns: tl.int64, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
+    columns = aligned(columns, WIDTH)
     x_ptr += row * columns
     y_ptr += row * columns
     xx = tl.zeros((BLOCK,), tl.float64)
@@ -52,14 +53,15 @@ def forward_kernel(x_ptr, y_ptr, dots_ptr, columns, BLOCK: tl.constexpr):
     tl.store(dots_ptr + 6, tl.sum(e_sum, 0))
 
 
-@triton.jit
+@kernel
 def backward_kernel(
     x_factors_ptr, y_factors_ptr,  # (rows, 3)
-    x_ptr, y_ptr, x_grad_ptr, y_grad_ptr, columns, blocks,
-    OF_X: tl.constexpr, OF_Y: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, y_ptr, x_grad_ptr, y_grad_ptr, columns: tl.int64, blocks,
+    OF_X: tl.constexpr, OF_Y: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     row = program // blocks
+    columns = aligned(columns, WIDTH)
     k = program % blocks * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + row * columns + k, k < columns, other=0).to(tl.float64)
     y = tl.load(y_ptr + row * columns + k, k < columns, other=0).to(tl.float64)
@@ -81,7 +83,11 @@ def combine(factors_ptr, x, e, result_ptr, k, columns):
 def forward(x: Tensor, y: Tensor) -> Tensor:
     x, y = x.contiguous(), y.contiguous()
     dots = x.new_empty((*x.shape[:2], 7), dtype=torch.float64)
-    launch(forward_kernel, x.shape[0] * x.shape[1], x, x, y, dots, x[0, 0].numel() if len(x) else 0, BLOCK=BLOCK)
+    columns = x.shape[2:].numel()
+    launch(
+        forward_kernel, x.shape[0] * x.shape[1], x,
+        x, y, dots, columns, WIDTH=width(x, columns), BLOCK=BLOCK,
+    )  # fmt: skip
     return dots
 
 
@@ -89,10 +95,11 @@ def backward(grad_products: Tensor, x: Tensor, y: Tensor, needed: list[bool]) ->
     x, y = x.contiguous(), y.contiguous()
     both = [f.to(torch.float64).contiguous() for f in factors(grad_products)]
     results = tuple(torch.empty_like(x) if is_needed else x.new_empty(0) for is_needed in needed)
-    columns = x[0, 0].numel() if len(x) else 0
+    columns = x.shape[2:].numel()
     blocks = triton.cdiv(columns, BLOCK)
     launch(
         backward_kernel, x.shape[0] * x.shape[1] * blocks, x,
-        *both, x, y, *results, columns, blocks, OF_X=needed[0], OF_Y=needed[1], BLOCK=BLOCK,
+        *both, x, y, *results, columns, blocks, OF_X=needed[0], OF_Y=needed[1], WIDTH=width(x, columns),
+        BLOCK=BLOCK,
     )  # fmt: skip
     return results

@@ -125,8 +125,8 @@ def check_parameter(kind: str, parameter: float | None) -> float:
         return 0.0
     if parameter is None:
         return default
-    if not parameter > 0:
-        raise ValueError(f"parameter: expected a positive number, got {parameter!r}")
+    if not isinstance(parameter, int | float) or not parameter > 0:
+        raise ValueError(f"parameter: expected a positive number, got {shapes.describe(parameter)}")
     return float(parameter)
 
 

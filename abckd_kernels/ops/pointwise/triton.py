@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shapes import accumulation_dtype, dense, empty_like, is_channels_last
-from ..triton_layers import count_valid, launch
+from ..triton_layers import aligned, count_valid, kernel, launch, width
 
 WARP = 64 if torch.version.hip else 32
 STEPS = 8  # tiles of a program
@@ -128,19 +128,28 @@ def slopes(s, t, third, m, x, KIND: tl.constexpr, FACTORS: tl.constexpr):
 
 
 @triton.jit
-def locate(C, T, F, groups, chunks, lengths_ptr, padded_length, LENGTHS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The program's sample, its number among the sample's chunks, its channels, and the valid positions."""
+def locate(
+    C, T, F, groups, chunks, lengths_ptr, padded_length, LENGTHS: tl.constexpr, BLOCK_C: tl.constexpr,
+    C_WIDTH: tl.constexpr, F_WIDTH: tl.constexpr, P_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The program's sample, its number among the sample's chunks, its channels, C, the positions and the valid ones.
+
+    *_WIDTH: what divides C, F and positions.
+    """
     program = tl.program_id(0)
     b = (program // (groups * chunks)).to(tl.int64)
     chunk = (program // groups % chunks).to(tl.int64)
     c = (program % groups).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    valid = tl.cast(T, tl.int64)
+    frames = tl.cast(T, tl.int64)
+    F = aligned(F, F_WIDTH)
+    positions = aligned(frames * F, P_WIDTH)
+    valid = positions
     if LENGTHS:
-        valid = count_valid(tl.load(lengths_ptr + b), valid, padded_length)
-    return b, chunk, c, valid * F
+        valid = count_valid(tl.load(lengths_ptr + b), frames, padded_length) * F
+    return b, chunk, c, aligned(C, C_WIDTH), positions, valid
 
 
-@triton.jit
+@kernel
 def forward_kernel(
     s_ptr,  # (B, C, T * F), or (B, T * F, C) with CHANNELS_LAST
     t_ptr,
@@ -159,21 +168,26 @@ def forward_kernel(
     FACTORS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     LENGTHS: tl.constexpr,
+    C_WIDTH: tl.constexpr,
+    F_WIDTH: tl.constexpr,
+    P_WIDTH: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    b, chunk, c, valid = locate(C, T, F, groups, chunks, lengths_ptr, padded_length, LENGTHS, BLOCK_C)
+    b, chunk, c, C, positions, valid = locate(
+        C, T, F, groups, chunks, lengths_ptr, padded_length, LENGTHS, BLOCK_C, C_WIDTH, F_WIDTH, P_WIDTH
+    )
     dtype: tl.constexpr = sums_ptr.dtype.element_ty
     x = tl.full((), x, dtype)
     m = tl.zeros((BLOCK_C, 1), dtype)
     if KIND == "margin":
         m = tl.load(per_channel_ptr + c, c < C, other=0).to(dtype)[:, None]
-    stride_c = 1 if CHANNELS_LAST else tl.cast(T, tl.int64) * F
+    stride_c = 1 if CHANNELS_LAST else positions
     stride_p = C if CHANNELS_LAST else 1
-    s_ptr += b * C * T * F
-    t_ptr += b * C * T * F
-    third_ptr += b * C * T * F
+    s_ptr += b * C * positions
+    t_ptr += b * C * positions
+    third_ptr += b * C * positions
 
     total = tl.zeros((BLOCK_C, BLOCK_P), dtype)
     for step in range(STEPS):
@@ -189,9 +203,10 @@ def forward_kernel(
     tl.store(sums_ptr + (b * chunks + chunk) * C + c, tl.sum(total, 1), c < C)
 
 
-@triton.jit
-def add_kernel(partial_ptr, sums_ptr, C, chunks, groups, BLOCK_C: tl.constexpr):
+@kernel
+def add_kernel(partial_ptr, sums_ptr, C, chunks, groups, C_WIDTH: tl.constexpr, BLOCK_C: tl.constexpr):
     program = tl.program_id(0)
+    C = aligned(C, C_WIDTH)
     b = (program // groups).to(tl.int64)
     c = (program % groups).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     total = tl.zeros((BLOCK_C,), sums_ptr.dtype.element_ty)
@@ -200,7 +215,7 @@ def add_kernel(partial_ptr, sums_ptr, C, chunks, groups, BLOCK_C: tl.constexpr):
     tl.store(sums_ptr + b * C + c, total, c < C)
 
 
-@triton.jit
+@kernel
 def backward_kernel(
     grad_ptr,  # (B, C)
     s_ptr,
@@ -221,17 +236,21 @@ def backward_kernel(
     FACTORS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     LENGTHS: tl.constexpr,
+    C_WIDTH: tl.constexpr,
+    F_WIDTH: tl.constexpr,
+    P_WIDTH: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    b, chunk, c, valid = locate(C, T, F, groups, chunks, lengths_ptr, padded_length, LENGTHS, BLOCK_C)
+    b, chunk, c, C, positions, valid = locate(
+        C, T, F, groups, chunks, lengths_ptr, padded_length, LENGTHS, BLOCK_C, C_WIDTH, F_WIDTH, P_WIDTH
+    )
     dtype: tl.constexpr = grad_ptr.dtype.element_ty
     x = tl.full((), x, dtype)
     m = tl.zeros((BLOCK_C, 1), dtype)
     if KIND == "margin":
         m = tl.load(per_channel_ptr + c, c < C, other=0).to(dtype)[:, None]
-    positions = tl.cast(T, tl.int64) * F
     stride_c = 1 if CHANNELS_LAST else positions
     stride_p = C if CHANNELS_LAST else 1
     s_ptr += b * C * positions
@@ -284,7 +303,10 @@ def forward(
         return partial[:, 0]
     sums = s.new_empty((batch, channels), dtype=partial.dtype)
     groups = triton.cdiv(channels, 4 * WARP)
-    launch(add_kernel, batch * groups, s, partial, sums, channels, chunks, groups, BLOCK_C=4 * WARP, num_warps=1)
+    launch(
+        add_kernel, batch * groups, s,
+        partial, sums, channels, chunks, groups, C_WIDTH=width(sums, channels), BLOCK_C=4 * WARP, num_warps=1,
+    )  # fmt: skip
     return sums
 
 
@@ -333,6 +355,9 @@ def _plan(s: Tensor, tile: Tile, kind: str, parameter: float, lengths: Tensor | 
         "FACTORS": (int(parameter) if whole else -1) if kind == "power" else 0,
         "CHANNELS_LAST": is_channels_last(s),
         "LENGTHS": lengths is not None,
+        "C_WIDTH": width(s, s.shape[1]),
+        "F_WIDTH": width(s, bands),
+        "P_WIDTH": width(s, s.shape[2] * bands),
         "BLOCK_C": tile.block_c,
         "BLOCK_P": tile.block_p,
         "STEPS": STEPS,

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shapes import accumulation_dtype, dense, empty_like, is_channels_last
-from ..triton_layers import count_valid, launch
+from ..triton_layers import aligned, count_valid, kernel, launch, width
 
 PRECISION = "ieee" if torch.version.hip else "tf32x3"
 FEWEST_PROGRAMS, MOST_PROGRAMS = 16, 1024  # of backward
@@ -30,14 +30,25 @@ PARTIALS_PER_FEATURES = 40
 
 @triton.jit
 def at_tile(tile, sizes, lengths_ptr, padded_length, BLOCK_P: tl.constexpr, LENGTHS: tl.constexpr):
-    """The tile's sample, its positions, and how many positions of the sample are valid. sizes: frames, bands, tiles."""
-    frames, bands, sample_tiles = sizes
+    """The tile's sample, its positions, and how many positions of the sample are valid."""
+    frames, bands, positions, sample_tiles = sizes
     b = (tile // sample_tiles).to(tl.int64)
     p = (tile % sample_tiles).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    valid = tl.cast(frames, tl.int64)
+    valid = positions
     if LENGTHS:
-        valid = count_valid(tl.load(lengths_ptr + b), valid, padded_length)
-    return b, p, valid * bands
+        valid = count_valid(tl.load(lengths_ptr + b), frames, padded_length) * bands
+    return b, p, valid
+
+
+@triton.jit
+def sizes_of(
+    frames, bands, sample_tiles, C, D,
+    C_WIDTH: tl.constexpr, D_WIDTH: tl.constexpr, F_WIDTH: tl.constexpr, P_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """(frames, bands, positions, tiles of a sample), C, D. *_WIDTH: what divides C, D, bands and positions."""
+    frames = tl.cast(frames, tl.int64)
+    bands = aligned(bands, F_WIDTH)
+    return (frames, bands, aligned(frames * bands, P_WIDTH), sample_tiles), aligned(C, C_WIDTH), aligned(D, D_WIDTH)
 
 
 @triton.jit
@@ -50,7 +61,7 @@ def block_of(x_ptr, b, channel, channels, p, valid, positions, CHANNELS_LAST: tl
 
 @triton.jit
 def weight_of(weight_ptr, d, c, D, C):
-    return tl.load(weight_ptr + d[:, None] * C + c[None, :], (d < D)[:, None] & (c < C)[None, :], other=0)
+    return tl.load(weight_ptr + d.to(tl.int64)[:, None] * C + c[None, :], (d < D)[:, None] & (c < C)[None, :], other=0)
 
 
 @triton.jit
@@ -80,7 +91,7 @@ def residual_of(
     return r
 
 
-@triton.jit
+@kernel
 def forward_kernel(
     student_ptr,
     weight_ptr,  # (D, C)
@@ -88,7 +99,9 @@ def forward_kernel(
     bias_ptr,  # (D,)
     attention_ptr,  # (B, teachers)
     partial_ptr,  # (tiles,): squared errors
-    sizes,  # frames, bands, tiles of a sample
+    frames,
+    bands,
+    sample_tiles,
     C,
     D,
     lengths_ptr,  # (B,)
@@ -100,14 +113,19 @@ def forward_kernel(
     TEACHER_LAST: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
     PRECISION: tl.constexpr,
+    C_WIDTH: tl.constexpr,
+    D_WIDTH: tl.constexpr,
+    F_WIDTH: tl.constexpr,
+    P_WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
     tile = tl.program_id(0)
     dtype: tl.constexpr = partial_ptr.dtype.element_ty
+    sizes, C, D = sizes_of(frames, bands, sample_tiles, C, D, C_WIDTH, D_WIDTH, F_WIDTH, P_WIDTH)
+    positions = sizes[2]
     b, p, valid = at_tile(tile, sizes, lengths_ptr, padded_length, BLOCK_P, LENGTHS)
-    positions = tl.cast(sizes[0], tl.int64) * sizes[1]
     first = block_of(student_ptr, b, tl.arange(0, BLOCK_C), C, p, valid, positions, STUDENT_LAST, dtype)
     squares = tl.zeros((BLOCK_D, BLOCK_P), dtype)
     for start in range(0, D, BLOCK_D):
@@ -120,7 +138,7 @@ def forward_kernel(
     tl.store(partial_ptr + tile, tl.sum(squares))
 
 
-@triton.jit
+@kernel
 def backward_kernel(
     error_grad_ptr,  # (B,)
     student_ptr,
@@ -132,7 +150,9 @@ def backward_kernel(
     weight_partial_ptr,  # (programs, D, C)
     bias_partial_ptr,  # (programs, D)
     share_ptr,  # (tiles, teachers): sum r t_j
-    sizes,
+    frames,
+    bands,
+    sample_tiles,
     C,
     D,
     tiles,
@@ -150,6 +170,10 @@ def backward_kernel(
     TEACHER_LAST: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
     PRECISION: tl.constexpr,
+    C_WIDTH: tl.constexpr,
+    D_WIDTH: tl.constexpr,
+    F_WIDTH: tl.constexpr,
+    P_WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -157,7 +181,8 @@ def backward_kernel(
 ):
     program = tl.program_id(0).to(tl.int64)
     dtype: tl.constexpr = error_grad_ptr.dtype.element_ty
-    positions = tl.cast(sizes[0], tl.int64) * sizes[1]
+    sizes, C, D = sizes_of(frames, bands, sample_tiles, C, D, C_WIDTH, D_WIDTH, F_WIDTH, P_WIDTH)
+    positions = sizes[2]
     first_tile = program * tiles // programs
     for tile in range(first_tile, (program + 1) * tiles // programs):
         b, p, valid = at_tile(tile, sizes, lengths_ptr, padded_length, BLOCK_P, LENGTHS)
@@ -180,7 +205,7 @@ def backward_kernel(
                     w = tl.trans(weight_of(weight_ptr, d, c, D, C))
                     student_grad = tl.dot(w, r, student_grad, input_precision=PRECISION, out_dtype=dtype)
                 if WEIGHT:
-                    place = weight_partial_ptr + program * D * C + d[:, None] * C + c[None, :]
+                    place = weight_partial_ptr + program * D * C + d.to(tl.int64)[:, None] * C + c[None, :]
                     inside = (d < D)[:, None] & (c < C)[None, :]
                     before = tl.load(place, inside & (tile > first_tile), other=0)
                     product = tl.dot(r, tl.trans(s), before, input_precision=PRECISION, out_dtype=dtype)
@@ -284,7 +309,7 @@ class _Call:
         most_c = 32 if dtype == torch.float64 or columns > 64 else 64
         block_c, block_p = max(16, min(triton.next_power_of_2(columns), most_c)), 32
         self.sample_tiles = triton.cdiv(student.shape[2] * bands, block_p)
-        self.sizes = ((student.shape[2], bands, self.sample_tiles), columns, rows)
+        self.sizes = (student.shape[2], bands, self.sample_tiles, columns, rows)
         self.constants = {
             "BIAS": bias is not None,
             "ATTENTION": attention is not None,
@@ -293,6 +318,10 @@ class _Call:
             "TEACHER_LAST": is_channels_last(teachers[0]),
             "ALL_CHANNELS": block_c >= columns,
             "PRECISION": "ieee" if dtype == torch.float64 else PRECISION,
+            "C_WIDTH": width(student, columns),
+            "D_WIDTH": width(student, rows),
+            "F_WIDTH": width(student, bands),
+            "P_WIDTH": width(student, student.shape[2] * bands),
             "BLOCK_D": 16,
             "BLOCK_C": block_c,
             "BLOCK_P": block_p,

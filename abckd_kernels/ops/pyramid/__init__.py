@@ -99,10 +99,11 @@ def cell_weights(
     """`Grids.weights` and `Grids.fine` of samples with so many valid frames (K,)."""
     columns = widths(levels, bands)
     weights = valid.new_zeros((len(valid), sum(levels), sum(columns)), dtype=dtype)
-    total, share, row, column = 1, 1, 0, 0
+    total = share = valid.new_ones(len(valid), dtype=dtype)
+    row = column = 0
     for level, width in zip(levels, columns, strict=True):
         has = valid > level
-        weight = torch.where(has, share * 0.5, 0).to(dtype)
+        weight = torch.where(has, share * 0.5, 0)
         share = torch.where(has, share * 0.5, share)
         total = total + weight
         cells = weights[:, row : row + level, column : column + width]

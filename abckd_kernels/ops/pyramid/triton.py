@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..shapes import dense, empty_like, is_channels_last
 from ..shapes import valid_frames as valid_counts
-from ..triton_layers import count_valid, launch
+from ..triton_layers import count_valid, kernel, launch
 from . import band_windows, cell_weights, dtype_of
 
 FRAMES, COLUMNS = 32, 64  # of a tile; half as many columns in float64, whose products would spill
@@ -72,7 +72,7 @@ def difference(student_ptr, teacher_ptr, channel, band, t, inside, channels, fra
     return s.to(DTYPE) - x.to(DTYPE)
 
 
-@triton.jit(do_not_specialize=["channels", "frames", "bands", "padded_length", "tiles"])
+@kernel
 def forward_kernel(
     student_ptr,
     teacher_ptr,
@@ -124,7 +124,7 @@ def forward_kernel(
     tl.store(squares_ptr + base * bands + band, squares, n < columns)
 
 
-@triton.jit(do_not_specialize=["channels", "frames", "bands", "padded_length", "tiles", "frame_tiles"])
+@kernel
 def backward_kernel(
     student_ptr,
     teacher_ptr,

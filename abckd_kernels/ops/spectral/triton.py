@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shapes import accumulation_dtype
-from ..triton_layers import count_valid, launch
+from ..triton_layers import aligned, count_valid, kernel, launch, width
 from . import spectra
 
 WARPS = 4
@@ -27,11 +27,12 @@ SUMS_AT_ONCE = 256  # blocks of a sample
 
 @triton.jit
 def locate(
-    numbers, frames, inner, lengths_ptr, padded_length, blocks, LENGTHS: tl.constexpr, BLOCK: tl.constexpr
+    numbers, frames, inner, lengths_ptr, padded_length, blocks,
+    LENGTHS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sample b; the block's first number, counted from the tensor's and from b's own; those that exist; those that
     count; the valid bins of a run and its length; whether all of the block's numbers count."""
-    frames = tl.full((), frames, tl.int64)  # a size of 1 comes as a constant of the kernel
+    numbers = aligned(numbers, WIDTH)
     block = tl.program_id(0)
     b = (block // blocks).to(tl.int64)
     sample = b * numbers
@@ -77,25 +78,26 @@ def difference(s, factor, t, to_factor):
     return (s - t) * common + tl.where(student_is_smaller, t, s) * (factor - to_factor)
 
 
-@triton.jit
+@kernel
 def forward_kernel(
     student_ptr,
     teacher_ptr,
     partial_ptr,  # (B, blocks, 2): sums of magnitude and complex errors
-    numbers,  # of a sample: twice its bins
-    frames,
-    inner,  # a run is frames * inner neighbouring bins, inner of each frame
+    numbers: tl.int64,  # of a sample: twice its bins
+    frames: tl.int64,
+    inner: tl.int64,  # a run is frames * inner neighbouring bins, inner of each frame
     lengths_ptr,  # (B,)
     padded_length,
     exponent: tl.float64,
     eps: tl.float64,
     blocks,  # per sample
     LENGTHS: tl.constexpr,
+    WIDTH: tl.constexpr,  # divides numbers
     DOUBLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     b, begin, exists, counts, valid, run, whole = locate(
-        numbers, frames, inner, lengths_ptr, padded_length, blocks, LENGTHS, BLOCK
+        numbers, frames, inner, lengths_ptr, padded_length, blocks, LENGTHS, WIDTH, BLOCK
     )
     dtype: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     exponent, eps = tl.full((), exponent, dtype), tl.full((), eps, dtype)
@@ -113,13 +115,13 @@ def forward_kernel(
     tl.store(place + 1, tl.sum(re * re + im * im))
 
 
-@triton.jit
+@kernel
 def mean_kernel(
     partial_ptr,
     magnitude_ptr,  # (B,)
     complex_ptr,  # (B,)
-    numbers,
-    frames,
+    numbers: tl.int64,
+    frames: tl.int64,
     lengths_ptr,
     padded_length,
     blocks,
@@ -134,8 +136,7 @@ def mean_kernel(
         place = partial_ptr + (b * blocks + block) * 2
         magnitude += tl.load(place, block < blocks, other=0)
         pair += tl.load(place + 1, block < blocks, other=0)
-    frames = tl.full((), frames, tl.int64)
-    bins = tl.full((), numbers // 2, tl.int64)
+    bins = tl.cast(numbers // 2, tl.int64)
     if LENGTHS:
         bins = bins // frames * count_valid(tl.load(lengths_ptr + b), frames, padded_length)
     bins = tl.where(bins > 0, bins, 1).to(dtype)
@@ -143,27 +144,28 @@ def mean_kernel(
     tl.store(complex_ptr + b, tl.sum(pair) / bins)
 
 
-@triton.jit
+@kernel
 def backward_kernel(
     student_ptr,
     teacher_ptr,
     magnitude_grad_ptr,  # (B,)
     complex_grad_ptr,  # (B,)
     result_ptr,  # laid out as student
-    numbers,  # as in forward_kernel
-    frames,
-    inner,
+    numbers: tl.int64,  # as in forward_kernel
+    frames: tl.int64,
+    inner: tl.int64,
     lengths_ptr,
     padded_length,
     exponent: tl.float64,
     eps: tl.float64,
     blocks,
     LENGTHS: tl.constexpr,
+    WIDTH: tl.constexpr,  # divides numbers
     DOUBLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     b, begin, exists, counts, valid, run, whole = locate(
-        numbers, frames, inner, lengths_ptr, padded_length, blocks, LENGTHS, BLOCK
+        numbers, frames, inner, lengths_ptr, padded_length, blocks, LENGTHS, WIDTH, BLOCK
     )
     dtype: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     exponent, eps = tl.full((), exponent, dtype), tl.full((), eps, dtype)
@@ -247,5 +249,7 @@ def _plan(x: Tensor, lengths: Tensor | None) -> tuple[tuple[int, int, int], int,
     block = WARPS * 32 * min(4 * 16 // x.element_size(), 16)
     blocks = triton.cdiv(numbers + ALIGNED.value - 1, block)
     inner = x.shape[-3] if spectra.is_bands_last(x) else 1
-    constants = {"DOUBLE": x.dtype == torch.float64, "BLOCK": block, "num_warps": WARPS}
+    # A bin is two numbers: at least those are read at once under a mask.
+    at_once = max(2, width(x, numbers))
+    constants = {"DOUBLE": x.dtype == torch.float64, "WIDTH": at_once, "BLOCK": block, "num_warps": WARPS}
     return (numbers, x.shape[-2], inner), blocks, constants

@@ -87,8 +87,8 @@ def tap_all(
 
 def check_power(power: int) -> int:
     """`power` as an int. Raises ValueError unless it is 1 or 2."""
-    if power not in (1, 2):
-        raise ValueError(f"power: expected 1 or 2, got {power!r}")
+    if not isinstance(power, int | float) or power not in (1, 2):
+        raise ValueError(f"power: expected 1 or 2, got {shapes.describe(power)}")
     return int(power)
 
 

@@ -20,7 +20,19 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shapes import accumulation_dtype, dense, empty_like, is_channels_last
-from ..triton_layers import count_valid, first_tiles, grouped, launch, pick
+from ..triton_layers import (
+    aligned,
+    count_valid,
+    first_tiles,
+    grouped,
+    kernel,
+    launch,
+    layer_of,
+    pick,
+    pick_size,
+    sizes,
+    width,
+)
 
 WARP = 64 if torch.version.hip else 32
 MEAN_LOAD = 4  # channels that a thread of mean_kernel reads at once: 16 bytes
@@ -46,25 +58,32 @@ class Tile:
 
 
 @triton.jit
-def locate(tile, layers, lengths_ptr, padded_length, LENGTHS: tl.constexpr):
-    """C, T, F of the tile's layer; its sample b; its number in the sample and in the layer; the valid frames of b.
+def locate(
+    tile, layers, lengths_ptr, padded_length, LENGTHS: tl.constexpr,
+    C_WIDTH: tl.constexpr, F_WIDTH: tl.constexpr, P_WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The tile's layer: its number, C, F, positions. Its sample b; its number in the sample and in the layer; the valid
+    positions of b.
 
     layers: per layer channels, frames, bands, tiles per sample, and the number of its first tile.
+    *_WIDTH: what divides C, F and positions.
     """
     channels, frames, bands, sample_tiles, layer_tiles = layers
-    C = pick(channels, layer_tiles, tile).to(tl.int64)
-    T = pick(frames, layer_tiles, tile).to(tl.int64)
-    F = pick(bands, layer_tiles, tile).to(tl.int64)
-    tiles = pick(sample_tiles, layer_tiles, tile)
-    in_layer = tile - pick(layer_tiles, layer_tiles, tile)
+    layer = layer_of(tile, layer_tiles)
+    C = aligned(pick_size(channels, layer), C_WIDTH)
+    T = pick_size(frames, layer).to(tl.int64)
+    F = aligned(pick_size(bands, layer), F_WIDTH)
+    positions = aligned(T * F, P_WIDTH)
+    tiles = pick_size(sample_tiles, layer)
+    in_layer = tile - pick_size(layer_tiles, layer)
     b = (in_layer // tiles).to(tl.int64)
-    valid = T
+    valid = positions
     if LENGTHS:
-        valid = count_valid(tl.load(lengths_ptr + b), T, padded_length)
-    return C, T, F, b, (in_layer % tiles).to(tl.int64), in_layer.to(tl.int64), valid
+        valid = count_valid(tl.load(lengths_ptr + b), T, padded_length) * F
+    return layer, C, positions, b, (in_layer % tiles).to(tl.int64), in_layer.to(tl.int64), valid
 
 
-@triton.jit
+@kernel
 def forward_kernel(
     x_ptrs,  # per layer: feature of sample 0
     map_ptrs,  # per layer: (B, frames * bands)
@@ -76,17 +95,20 @@ def forward_kernel(
     CHANNELS_LAST: tl.constexpr,
     MEANS: tl.constexpr,
     LENGTHS: tl.constexpr,
+    C_WIDTH: tl.constexpr,
+    F_WIDTH: tl.constexpr,
+    P_WIDTH: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
     tile = tl.program_id(0)
-    layer_tiles = layers[4]
-    C, T, F, b, in_sample, in_layer, valid_frames = locate(tile, layers, lengths_ptr, padded_length, LENGTHS)
+    layer, C, positions, b, in_sample, in_layer, valid = locate(
+        tile, layers, lengths_ptr, padded_length, LENGTHS, C_WIDTH, F_WIDTH, P_WIDTH
+    )
     p = in_sample * BLOCK_P + tl.arange(0, BLOCK_P)
-    valid = valid_frames * F
-    x_ptr = pick(x_ptrs, layer_tiles, tile) + b * C * T * F
-    map_ptr = pick(map_ptrs, layer_tiles, tile) + b * T * F
-    stride_c = 1 if CHANNELS_LAST else T * F
+    x_ptr = pick(x_ptrs, layer) + b * C * positions
+    map_ptr = pick(map_ptrs, layer) + b * positions
+    stride_c = 1 if CHANNELS_LAST else positions
     stride_p = C if CHANNELS_LAST else 1
 
     energy = tl.zeros((BLOCK_C, BLOCK_P), map_ptr.dtype.element_ty)
@@ -96,12 +118,12 @@ def forward_kernel(
         x = tl.load(x_ptr + c[:, None] * stride_c + p[None, :] * stride_p, inside, other=0).to(energy.dtype)
         energy += x * x if POWER == 2 else tl.abs(x)
         if MEANS:
-            partial_ptr = pick(partial_ptrs, layer_tiles, tile) + in_layer * C
+            partial_ptr = pick(partial_ptrs, layer) + in_layer * C
             tl.store(partial_ptr + c, tl.sum(x, 1), c < C)
-    tl.store(map_ptr + p, tl.sum(energy, 0) / C.to(energy.dtype), p < T * F)
+    tl.store(map_ptr + p, tl.sum(energy, 0) / C.to(energy.dtype), p < positions)
 
 
-@triton.jit
+@kernel
 def mean_kernel(
     partial_ptrs,
     mean_ptrs,  # per layer: (B, channels)
@@ -110,23 +132,23 @@ def mean_kernel(
     lengths_ptr,
     padded_length,
     LENGTHS: tl.constexpr,
+    C_WIDTH: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     program = tl.program_id(0)
-    layer_programs = layers[4]
-    C, T, F, b, in_sample, _, valid = locate(program, layers, lengths_ptr, padded_length, LENGTHS)
+    layer, C, _, b, in_sample, _, valid = locate(program, layers, lengths_ptr, padded_length, LENGTHS, C_WIDTH, 1, 1)
     c = in_sample * BLOCK_C + tl.arange(0, BLOCK_C)
-    tiles = pick(sample_tiles, layer_programs, program)
-    partial_ptr = pick(partial_ptrs, layer_programs, program) + b * tiles * C
-    mean_ptr = pick(mean_ptrs, layer_programs, program) + b * C
+    tiles = pick_size(sample_tiles, layer)
+    partial_ptr = pick(partial_ptrs, layer) + b * tiles * C
+    mean_ptr = pick(mean_ptrs, layer) + b * C
     total = tl.zeros((BLOCK_C,), mean_ptr.dtype.element_ty)
     for t in range(0, tiles):
         total += tl.load(partial_ptr + t * C + c, c < C, other=0)
-    positions = tl.where(valid > 0, valid * F, 1)
-    tl.store(mean_ptr + c, total / positions.to(total.dtype), c < C)
+    counted = tl.where(valid > 0, valid, 1)
+    tl.store(mean_ptr + c, total / counted.to(total.dtype), c < C)
 
 
-@triton.jit
+@kernel
 def backward_kernel(
     x_ptrs,
     grad_ptrs,  # per layer: gradient that arrives for x, laid out as x
@@ -143,27 +165,30 @@ def backward_kernel(
     HAS_MEAN: tl.constexpr,
     LENGTHS: tl.constexpr,
     DOUBLE: tl.constexpr,
+    C_WIDTH: tl.constexpr,
+    F_WIDTH: tl.constexpr,
+    P_WIDTH: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
     tile = tl.program_id(0)
-    layer_tiles = layers[4]
-    C, T, F, b, in_sample, in_layer, valid_frames = locate(tile, layers, lengths_ptr, padded_length, LENGTHS)
+    layer, C, positions, b, in_sample, in_layer, valid = locate(
+        tile, layers, lengths_ptr, padded_length, LENGTHS, C_WIDTH, F_WIDTH, P_WIDTH
+    )
     p = in_sample * BLOCK_P + tl.arange(0, BLOCK_P)
-    valid = valid_frames * F
-    x_ptr = pick(x_ptrs, layer_tiles, tile) + b * C * T * F
-    result_ptr = pick(result_ptrs, layer_tiles, tile) + b * C * T * F
-    stride_c = 1 if CHANNELS_LAST else T * F
+    x_ptr = pick(x_ptrs, layer) + b * C * positions
+    result_ptr = pick(result_ptrs, layer) + b * C * positions
+    stride_c = 1 if CHANNELS_LAST else positions
     stride_p = C if CHANNELS_LAST else 1
     dtype: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     if HAS_MAP:
-        map_grad_ptr = pick(map_grad_ptrs, layer_tiles, tile) + b * T * F
+        map_grad_ptr = pick(map_grad_ptrs, layer) + b * positions
         map_grad = tl.load(map_grad_ptr + p, p < valid, other=0) * POWER / C.to(dtype)
 
     for first in range(0, C, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
         offset = c[:, None] * stride_c + p[None, :] * stride_p
-        exists = (c < C)[:, None] & (p < T * F)[None, :]
+        exists = (c < C)[:, None] & (p < positions)[None, :]
         counts = (c < C)[:, None] & (p < valid)[None, :]
         result = tl.zeros((BLOCK_C, BLOCK_P), dtype)
         if HAS_MAP:
@@ -172,11 +197,11 @@ def backward_kernel(
                 x = tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0)).to(dtype)
             result += x * map_grad[None, :]
         if HAS_MEAN:
-            mean_grad_ptr = pick(mean_grad_ptrs, layer_tiles, tile) + b * C
+            mean_grad_ptr = pick(mean_grad_ptrs, layer) + b * C
             share = tl.load(mean_grad_ptr + c, c < C, other=0) / tl.where(valid > 0, valid, 1).to(dtype)
             result += tl.where(counts, share[:, None], 0)
         if HAS_GRAD:
-            grad_ptr = pick(grad_ptrs, layer_tiles, tile) + b * C * T * F
+            grad_ptr = pick(grad_ptrs, layer) + b * C * positions
             result += tl.load(grad_ptr + offset, exists, other=0).to(dtype)
         tl.store(result_ptr + offset, result.to(result_ptr.dtype.element_ty), exists)
 
@@ -199,7 +224,7 @@ def forward(
         launch(
             forward_kernel, programs, xs[0],
             tuple(xs), tuple(maps[i] for i in indices), partials, layers, valid, padded_length,
-            POWER=power, CHANNELS_LAST=channels_last, MEANS=means, LENGTHS=lengths is not None,
+            POWER=power, CHANNELS_LAST=channels_last, MEANS=means, LENGTHS=lengths is not None, **_widths(xs),
             BLOCK_C=tile.block_c, BLOCK_P=tile.block_p, num_warps=tile.num_warps,
         )  # fmt: skip
         if means:
@@ -207,8 +232,9 @@ def forward(
             layers, programs = _describe(xs, tuple(triton.cdiv(x.shape[1], block) for x in xs))
             launch(
                 mean_kernel, programs, xs[0],
-                partials, tuple(channel_means[i] for i in indices), tiles, layers, valid, padded_length,
-                LENGTHS=lengths is not None, BLOCK_C=block, num_warps=1,
+                partials, tuple(channel_means[i] for i in indices), sizes(tiles), layers, valid,
+                padded_length, LENGTHS=lengths is not None, C_WIDTH=width(partials[0], *(x.shape[1] for x in xs)),
+                BLOCK_C=block, num_warps=1,
             )  # fmt: skip
     return maps, channel_means
 
@@ -244,7 +270,7 @@ def backward(
             tuple(xs), own, of_map, of_mean, tuple(results[i] for i in indices), layers,
             xs[0] if lengths is None else lengths.contiguous(), padded_length,
             POWER=power, CHANNELS_LAST=channels_last, HAS_GRAD=present[0], HAS_MAP=present[1], HAS_MEAN=present[2],
-            LENGTHS=lengths is not None, DOUBLE=dtype == torch.float64,
+            LENGTHS=lengths is not None, DOUBLE=dtype == torch.float64, **_widths(xs),
             BLOCK_C=tile.block_c, BLOCK_P=tile.block_p, num_warps=tile.num_warps,
         )  # fmt: skip
     return results
@@ -263,11 +289,22 @@ def _tiles(xs: list[Tensor], tile: Tile) -> tuple[int, ...]:
     return tuple(triton.cdiv(x.shape[2] * _bands(x), tile.block_p) for x in xs)
 
 
+def _widths(xs: list[Tensor]) -> dict[str, int]:
+    """The widths in `locate`. Where channels lie together, positions matter to maps only, 1/C of the bytes: of them
+    what bands tell is enough, which is the same for every length."""
+    of_bands = width(xs[0], *map(_bands, xs))
+    return {
+        "C_WIDTH": width(xs[0], *(x.shape[1] for x in xs)),
+        "F_WIDTH": of_bands,
+        "P_WIDTH": of_bands if is_channels_last(xs[0]) else width(xs[0], *(x.shape[2] * _bands(x) for x in xs)),
+    }
+
+
 def _describe(xs: list[Tensor], tiles: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...], int]:
     """What `locate` needs of layers with so many tiles per sample, and the number of all tiles."""
     starts, programs = first_tiles(x.shape[0] * count for x, count in zip(xs, tiles, strict=True))
-    sizes = (tuple(x.shape[1] for x in xs), tuple(x.shape[2] for x in xs), tuple(_bands(x) for x in xs))
-    return (*sizes, tiles, starts), programs
+    channels, frames, bands = ([x.shape[1] for x in xs], [x.shape[2] for x in xs], [_bands(x) for x in xs])
+    return (sizes(channels), sizes(frames), sizes(bands), sizes(tiles), starts), programs
 
 
 def _laid_out(grad: Tensor | None, x: Tensor) -> Tensor | None:

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-)
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
-from ..distill import DistillOptions
 from ..errors import InputError
-from ..metrics import METRICS
-from ..train import TrainOptions
+from ..evaluation.metrics import METRICS
+from ..options import DistillOptions, MixtureOptions, Options, Place, Table, Texts, TrainOptions, describe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,18 +20,23 @@ else:
 
 Regime = Literal["labels", "label-free"]
 REGIMES: tuple[Regime, ...] = ("labels", "label-free")
-Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
+Seeds = Annotated[tuple[int, ...], Field(min_length=1, strict=False)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 # What the study itself decides about a run.
 _DECIDED = frozenset(("out", "clean", "noise", "noisy", "teacher", "loss", "kd_weight", "label_free", "seed", "steps"))
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+# What the options must have, for the others to be checked.
+_NEEDED = {
+    MixtureOptions: {},
+    TrainOptions: {"out": Path("run")},
+    DistillOptions: {"out": Path("run"), "teacher": "teacher"},
+}
 
 
-class Data(_Table):
-    folder: Path | None = None
+class Data(Table):
+    folder: Place | None = None
     """With train/, dev/ and test/, each with speech/ and noise/; absent: what fetch-study-data gets."""
     prepared_count: NonNegativeInt = 0
     """Mixtures that are made once and trained on in epochs; 0: new ones all the time, which takes longer."""
@@ -51,7 +46,7 @@ class Data(_Table):
     """Options of the mixtures of all parts: snr, level, ..."""
 
 
-class Training(_Table):
+class Training(Table):
     network: str
     """As --preset of train: teacher, student, or package.module:factory."""
     steps: PositiveInt
@@ -59,40 +54,43 @@ class Training(_Table):
     """Other options of `abckd-dns train` and `distill`, with underscores: batch_size, segment_seconds, lr, snr, ..."""
 
 
-class Evaluation(_Table):
+class Evaluation(Table):
     dev_count: PositiveInt
     """Mixtures of the development set."""
     test_count: PositiveInt
     """Mixtures of the test set."""
     seconds: PositiveFloat = 4.0
     """Length of a mixture."""
-    metrics: tuple[str, ...] = ("si-sdr", "pesq", "stoi")
+    metrics: Texts = ("si-sdr", "pesq", "stoi")
     """As --metrics of evaluate."""
     select: str = "PESQ-WB"
     """Column of the scores: on the development set it chooses weights and finalists."""
 
 
-class Grid(_Table):
-    weights: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+class Grid(Table):
+    weights: Annotated[tuple[PositiveFloat, ...], Field(min_length=1, strict=False)]
     """KD weights, the same for every loss, in units of a system's `unit`."""
     seeds: Seeds
     steps: PositiveInt | None = None
     """Training steps in the grid; absent: those of the student."""
 
 
-class Final(_Table):
+class Final(Table):
     seeds: Seeds
     finalists: PositiveInt
     """How many systems of a regime are compared, besides the baseline and those with `always`: the best of the grid."""
-    dry_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
+    dry_shares: Annotated[tuple[Share, ...], Field(strict=False)] = (
+        *(0.01, 0.02, 0.03, 0.05, 0.07),
+        *(0.1, 0.15, 0.2, 0.3),
+    )
     """Shares of the noisy input that the control 'dry mix at equal loss' tries."""
 
 
-class System(_Table):
+class System(Table):
     name: str
-    loss: Annotated[tuple[str, ...], BeforeValidator(lambda loss: (loss,) if isinstance(loss, str) else loss)]
+    loss: Annotated[Texts, BeforeValidator(lambda loss: (loss,) if isinstance(loss, str) else loss)]
     """As --loss of distill: one or several of NAME(key=value,...)=WEIGHT. Those without a weight get the grid's."""
-    regimes: tuple[Regime, ...] = REGIMES
+    regimes: Annotated[tuple[Regime, ...], Field(strict=False)] = REGIMES
     unit: PositiveFloat | None = None
     """The grid's weights are multiples of this. Absent: measured, as the weight at which the loss has a gradient of the
     same norm as the baseline's objective, at the baseline's first student; losses differ in scale by powers of ten."""
@@ -119,11 +117,11 @@ def _takes_weight(loss: str) -> bool:
     return loss != "none" and "=" not in loss.rpartition(")")[2]
 
 
-class Config(_Table):
+class Config(Table):
     data: Data = Data()
-    runs: Path
+    runs: Place
     """Folder of the runs: checkpoints, logs. Large."""
-    results: Path
+    results: Place
     """Folder of the CSV files, tables and plots. Small enough to commit."""
     teacher: Training
     student: Training
@@ -134,7 +132,7 @@ class Config(_Table):
     """Seeds of the baselines, by which the noise of seeds is measured first."""
     grid: Grid
     final: Final
-    system: tuple[System, ...]
+    system: Annotated[tuple[System, ...], Field(strict=False)]
 
     @property
     def regimes(self) -> tuple[Regime, ...]:
@@ -159,18 +157,13 @@ def load(path: Path) -> Config:
     try:
         config = Config.model_validate(table)
     except ValidationError as error:
-        raise InputError(f"--config: {path}: " + "; ".join(map(_describe, error.errors()))) from error
+        raise InputError(f"--config: {path}: {describe(error, _dotted)}") from error
     _check(config, path)
     return config
 
 
-def _describe(error: dict) -> str:
-    where = ".".join(f"{part}" for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"{where} is not a key that is known here"
-    if error["type"] == "missing":
-        return f"{where} is missing"
-    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+def _dotted(place: Sequence[str | int]) -> str:
+    return ".".join(map(str, place))
 
 
 def _check(config: Config, path: Path) -> None:
@@ -201,11 +194,25 @@ def _check(config: Config, path: Path) -> None:
     if config.evaluation.select not in columns:
         fail(f"evaluation.select: expected one of {', '.join(columns)}, got {config.evaluation.select!r}")
     for where, kind, options in (
+        ("data.mixing", MixtureOptions, config.data.mixing),
         ("teacher.options", TrainOptions, config.teacher.options),
         ("student.options", DistillOptions, config.student.options),
         *((f"system {system.name!r}: options", DistillOptions, system.options) for system in config.system),
     ):
-        known = {field.name for field in dataclasses.fields(kind)} - _DECIDED
+        known = kind.model_fields.keys() - _DECIDED
         for key in options:
             if key not in known:
                 fail(f"{where}.{key} is none of {', '.join(sorted(known))}")
+        if fault := _fault(kind, options, where):
+            fail(fault)
+
+
+def _fault(kind: type[Options], options: dict[str, Any], where: str) -> str:
+    """What is wrong with values of options, "" if nothing."""
+    try:
+        kind(**_NEEDED[kind], **options)
+    except InputError as error:
+        if isinstance(error.__cause__, ValidationError):
+            return describe(error.__cause__, lambda place: f"{where}.{_dotted(place)}")
+        return f"{where}: {error}"
+    return ""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import InputError
-from ..package_audio import (
+from ..demo.packages import (
     Collection,
     Package,
     fetch,
@@ -17,6 +16,8 @@ from ..package_audio import (
     sound_catalogue,
     spoken_stamps,
 )
+from ..errors import InputError
+from ..options import FetchStudyDataOptions
 from .config import Config
 
 # English and Spanish prompts are one speaker. A language of the stamps is one speaker, for most of it; between
@@ -31,6 +32,12 @@ LANGUAGE_PARTS = {
 def fetch_study_data() -> Path:
     """Make the study's cache unless it is there and complete; returns its folder."""
     return fetch(STUDY)
+
+
+def print_study_data(_: FetchStudyDataOptions) -> None:
+    """The command `fetch-study-data`."""
+    folder = fetch_study_data()
+    print(f"{folder}\n{format_minutes(folder)}")
 
 
 def data_folder(config: Config) -> Path:

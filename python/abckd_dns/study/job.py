@@ -12,7 +12,6 @@ Whatever is there already is not made again.
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import os
 import sys
@@ -23,19 +22,21 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
+from filelock import FileLock
 from torch.utils.data import DataLoader
 
-from ..data import MixtureOptions, Mixtures
-from ..distill import Distillation, DistillOptions, distill
-from ..enhance import enhance
+from ..data.mixtures import Mixtures
+from ..data.prepared import prepare
 from ..errors import InputError
-from ..evaluate import UNPROCESSED, EvaluateOptions, evaluate
-from ..kd import build, parse
-from ..networks import load_network
-from ..objective import SpeechLoss
-from ..prepared import PrepareOptions, prepare
-from ..stft import SAMPLE_RATE
-from ..train import TrainOptions, labelled_examples, train
+from ..evaluation.compare import evaluate
+from ..evaluation.enhance import enhance
+from ..evaluation.scores import UNPROCESSED
+from ..network.load import load_network
+from ..options import DistillOptions, EvaluateOptions, MixtureOptions, PrepareOptions, TrainOptions, samples
+from ..training.distillation import Distillation, distill
+from ..training.kd import build, parse
+from ..training.objective import SpeechLoss
+from ..training.supervised import labelled_examples, train
 from .config import Config, load
 from .data import data_folder
 from .runs import NOISY, TEACHER, Run, dry_file, mixtures_folder, scores_file, unit_file, unit_runs
@@ -82,8 +83,7 @@ def _do(config: Config, kind: str, run: Run | None, share: float) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Only one process at a time works in a run's folder: one that outlived its runner, say, or another runner's."""
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(folder / "lock"):
         yield
 
 
@@ -162,17 +162,13 @@ def _measure_unit(config: Config, run: Run, batches: int = 8) -> None:
 
 def _for_training(config: Config, options: dict[str, Any]) -> dict[str, Any]:
     if config.data.prepared_count:
-        return {"prepared": mixtures_folder(config), **_tuples(options)}
-    return _mixing(config, "train") | _tuples(options)
+        return {"prepared": mixtures_folder(config), **options}
+    return _mixing(config, "train") | options
 
 
 def _mixing(config: Config, part: str) -> dict[str, Any]:
     folder = data_folder(config) / part
-    return {"clean": folder / "speech", "noise": folder / "noise", **_tuples(config.data.mixing)}
-
-
-def _tuples(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return {"clean": folder / "speech", "noise": folder / "noise", **config.data.mixing}
 
 
 def _score(config: Config, run: str, part: str, share: float = 0.0) -> None:
@@ -210,7 +206,7 @@ def _try_dry_shares(config: Config, run: str) -> None:
         return
     network = load_network(str(config.runs / run), "--config").eval()
     options = MixtureOptions(**_mixing(config, "dev"))
-    length = round(config.evaluation.seconds * SAMPLE_RATE)
+    length = samples(config.evaluation.seconds)
     examples = Mixtures(options, length, _count(config, "dev"), _EVALUATION_SEED)
     objective, shares = SpeechLoss(), (0.0, *config.final.dry_shares)
     sums = dict.fromkeys(shares, 0.0)

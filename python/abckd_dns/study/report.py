@@ -11,7 +11,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..evaluate import UNPROCESSED
+from ..evaluation.scores import UNPROCESSED
+from ..markdown import table
 from .config import Config, Regime
 from .results import (
     ENTROPY,
@@ -214,9 +215,7 @@ def _attention_table(results: Results) -> str:
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    if not rows:
-        return "(nothing yet)"
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+    return table(head, rows) if rows else "(nothing yet)"
 
 
 def _cell(metric: str, value: float) -> str:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..checkpoints import check_same_run, is_finished
-from ..errors import InputError, check_at_least
-from ..training import TrainingOptions
+from ..errors import InputError
+from ..options import TrainingOptions
+from ..training.runs import check_same_run, is_finished
 from . import report
 from .config import Config, load
 from .data import data_folder, format_minutes
 from .job import student_options, teacher_options, work
+from .options import StudyOptions
 from .results import Results, choose_finalists, collect, equal_loss_shares, final_seeds, grid_means, read, write
 from .runs import (
     NOISY,
@@ -38,26 +38,6 @@ from .runs import (
 )
 
 _GATES = {"SI-SDR (dB)": 5.0, "PESQ-WB": 0.4, "STOI": 0.0}  # what a teacher must add to the noisy input, at least
-
-
-@dataclass(kw_only=True)
-class StudyOptions:
-    """Compare distillation losses over seeds, with and without labels, as a configuration says.
-
-    Interrupted, killed or with failed runs, the same command goes on: what is done is not done again.
-    """
-
-    config: Path
-    """TOML file; docs/study.md describes it."""
-    jobs: int = max(1, (os.cpu_count() or 1) - 1)
-    """Runs at a time, with one thread each."""
-    only: tuple[str, ...] = ()
-    """Do only the runs whose names contain one of these, such as label-free/ or /at/ or seed0."""
-    report_only: bool = False
-    """Train nothing: make tables and plots anew from the CSV files of the results."""
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 1, "jobs")
 
 
 def study(options: StudyOptions) -> None:
@@ -152,7 +132,7 @@ class _Study:
         folder = self.config.runs / name
         if not is_finished(folder):
             return False
-        check_same_run(folder, asdict(options()))
+        check_same_run(folder, options().model_dump())
         return True
 
     def _train(self, run: Run) -> _Job:

@@ -7,7 +7,7 @@ import io
 import math
 from pathlib import Path
 
-from ..checkpoints import make_parent, write_atomically
+from ..files import make_parent, write_atomically
 
 Row = dict[str, str]
 

@@ -1,0 +1,1 @@
+"""Audio: files, places that hold them, and the examples that are made of them."""

@@ -1,0 +1,28 @@
+"""What can be found wrong with a command before torch is imported, which takes seconds."""
+
+from __future__ import annotations
+
+from .data.sources import check_source
+from .network.names import parse_name
+from .options import Options, TrainingOptions
+from .training.runs import is_done
+
+_SOURCES = ("clean", "noise", "rirs", "noisy", "test_clean", "test_noise")
+_NETWORKS = {"teacher": False, "student": True, "preset": True, "checkpoint": False, "network": True}
+"""Whether a new one, without weights, will do."""
+
+
+def has_nothing_to_do(options: Options) -> bool:
+    """Whether it is a training run that is finished. Raises InputError if a place or a network does not exist."""
+    if isinstance(options, TrainingOptions) and is_done(options):
+        return True
+    for name in _SOURCES:
+        place = getattr(options, name, None)
+        if place is not None:
+            check_source(place, f"--{name.replace('_', '-')}")
+    for name, new in _NETWORKS.items():
+        if hasattr(options, name):
+            parse_name(getattr(options, name), name if name == "network" else f"--{name}", new=new)
+    for name in getattr(options, "checkpoints", ()):
+        parse_name(name, "--checkpoints")
+    return False

@@ -1,0 +1,124 @@
+"""Networks out of their names, and checkpoints.
+
+A checkpoint is one safetensors file. It holds numbers and a JSON configuration, no code, and names no code
+that loading it would run: networks of your own are named by their factory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..constants import SAMPLE_RATE
+from ..errors import InputError
+from ..files import write_atomically
+from .config import PRESETS, DenoiserConfig
+from .denoiser import Denoiser
+from .names import parse_name
+
+
+def load_network(name: str, argument: str, *, new: bool = False) -> nn.Module:
+    """The network that `name` names (see names.py), on the CPU. `argument` is what errors blame. new: presets count."""
+    found = parse_name(name, argument, new=new)
+    if found.factory is not None:
+        network = _call_factory(*found.factory, argument)
+        if found.checkpoint is not None:
+            _load_weights(network, found.checkpoint, argument)
+        return network
+    if found.preset is not None:
+        return Denoiser(PRESETS[found.preset])
+    path = found.checkpoint
+    metadata = _read_metadata(path, argument)
+    if "denoiser" not in metadata:
+        raise InputError(
+            f"{argument}: {path} has the weights of {metadata.get('class', 'an unknown network')}, not of a "
+            f"network of this package; write package.module:factory@{name}"
+        )
+    config = json.loads(metadata["denoiser"])
+    network = Denoiser(DenoiserConfig(**{**config, "channels": tuple(config["channels"])}))
+    _load_weights(network, path, argument)
+    return network
+
+
+def to_channels_last(network: nn.Module) -> None:
+    """Lay out what convolves (B, C, T, F) so that its results lie as (B, T, F, C); the others have no such layout."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+
+def save_checkpoint(path: Path, network: nn.Module) -> None:
+    """After a crash, at any moment, `path` holds the weights before or these."""
+    metadata = {"class": f"{type(network).__module__}.{type(network).__qualname__}"}
+    if isinstance(network, Denoiser):
+        metadata["denoiser"] = json.dumps(asdict(network.config))
+    write_atomically(path, lambda unfinished: safetensors.torch.save_model(network, str(unfinished), metadata))
+
+
+def _call_factory(module_name: str, function_name: str, argument: str) -> nn.Module:
+    name = f"{module_name}:{function_name}"
+    if os.getcwd() not in sys.path:  # an installed command does not search the current folder by itself
+        sys.path.append(os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except ImportError as error:
+        raise InputError(f"{argument}: cannot import {module_name} of {name}: {error}") from error
+    except AttributeError as error:
+        raise InputError(f"{argument}: {module_name} has no {function_name}") from error
+    if not callable(function):
+        raise InputError(f"{argument}: {name} is a {type(function).__name__}, expected a function without arguments")
+    try:
+        network = function()
+    except TypeError as error:
+        raise InputError(f"{argument}: {name}() failed, expected a function without arguments: {error}") from error
+    except Exception as error:  # whatever a foreign function may raise
+        raise InputError(f"{argument}: {name}() failed: {type(error).__name__}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{argument}: {name}() returned a {type(network).__name__}, expected a torch.nn.Module")
+    _check_interface(network, name, argument)
+    return network
+
+
+def _check_interface(network: nn.Module, name: str, argument: str) -> None:
+    waveform = torch.zeros(2, SAMPLE_RATE)
+    was_training = network.training
+    with torch.no_grad():
+        try:
+            output = network.eval()(waveform)
+        except Exception as error:  # whatever a foreign network may raise
+            raise InputError(
+                f"{argument}: the network of {name} failed on a noisy waveform (2, {SAMPLE_RATE}): "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    network.train(was_training)
+    if not isinstance(output, Tensor) or output.shape != waveform.shape:
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InputError(
+            f"{argument}: the network of {name} must map a noisy waveform (B, N) to an enhanced one (B, N), "
+            f"but (2, {SAMPLE_RATE}) gave {found}"
+        )
+
+
+def _read_metadata(path: Path, argument: str) -> dict[str, str]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as checkpoint:
+            return checkpoint.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{argument}: {path} is not a safetensors file: {error}") from error
+
+
+def _load_weights(network: nn.Module, path: Path, argument: str) -> None:
+    _read_metadata(path, argument)  # for its error message
+    try:
+        safetensors.torch.load_model(network, path)
+    except RuntimeError as error:
+        raise InputError(f"{argument}: the weights in {path} do not fit the network: {error}") from error

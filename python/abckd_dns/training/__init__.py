@@ -1,0 +1,1 @@
+"""How a network learns: losses, the loop, and what keeps a long run alive."""

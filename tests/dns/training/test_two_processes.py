@@ -1,0 +1,107 @@
+"""Two processes learn what one does with the same batches, and a run of two is stopped and resumed as one."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+from accelerate.state import AcceleratorState
+from made_audio import data_arguments
+from subprocesses import ENVIRONMENT, HERE
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from abckd_dns.cli import main
+from abckd_dns.data import mixtures as data
+
+# sp relates the samples of the whole batch, whichever process has them. No batch normalisation: its statistics are
+# those of one process.
+COMMAND = (
+    "distill --teacher own_networks:large --student own_networks:small --loss sp=1 at=1 --seed 1 "
+    "--student-layers features --teacher-layers features --segment-seconds 0.3 --workers 0 --log-every 1"
+).split()
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def launched(arguments: list[str]) -> subprocess.Popen:
+    # On a machine without GPUs --multi_gpu means several CPU processes.
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port"]
+    launch += [free_port(), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    environment = {**ENVIRONMENT, "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(
+        [sys.executable, *launch, "-m", "abckd_dns", *arguments], cwd=HERE, env=environment, start_new_session=True
+    )
+
+
+def losses(run) -> dict[int, float]:
+    log = EventAccumulator(str(next(run.rglob("events.out.*")).parent)).Reload()
+    return {event.step: event.value for event in log.Scalars("loss")}
+
+
+def test_two_processes_learn_what_one_does(folders, tmp_path, monkeypatch):
+    shared = [*COMMAND, *data_arguments(folders), "--steps", "5"]
+    two = launched([*shared, "--out", str(tmp_path / "two"), "--batch-size", "2"])
+    assert two.wait(timeout=200) == 0
+    monkeypatch.chdir(HERE)
+    main([*shared, "--out", str(tmp_path / "one"), "--batch-size", "4"])
+    of_one, of_two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert of_one.keys() == of_two.keys() == set(range(1, 6))
+    # Sums of floats in another order, five AdamW steps long.
+    assert [of_two[step] for step in of_two] == pytest.approx([of_one[step] for step in of_one], rel=1e-4)
+    one, two = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
+
+
+def one_of_two(rank: int, port: str, index: int | None, arguments: list[str]) -> None:
+    """Process `rank` of two; it gets SIGTERM when it makes example `index`."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, ACCELERATE_USE_CPU="true")
+    make = data.Mixtures.__getitem__
+
+    def interrupted(self, i):
+        if i == index:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return make(self, i)
+
+    data.Mixtures.__getitem__ = interrupted
+    main(arguments)
+
+
+def forked(arguments: list[str], index: int | None = None) -> list[int]:
+    """Exit codes of two processes; forks, because importing everything again takes longest."""
+    fork, port = multiprocessing.get_context("fork"), free_port()
+    both = [fork.Process(target=one_of_two, args=(rank, port, index, arguments)) for rank in (0, 1)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(timeout=100)
+        process.kill()
+        process.join()
+    return [process.exitcode for process in both]
+
+
+def test_signal_to_one_process_stops_both_and_they_resume(folders, tmp_path):
+    shared = [*COMMAND, *data_arguments(folders), "--steps", "8", "--batch-size", "2", "--log-every", "2"]
+    shared += ["--student", "own_networks:random", "--student-layers", "features.0"]  # draws random numbers
+    assert forked([*shared, "--out", str(tmp_path / "unbroken")]) == [0, 0]
+    out = ["--out", str(tmp_path / "run")]
+    # Example 10 is made by process 1 for step 3; they agree at step 4, when values are read anyway.
+    assert forked([*shared, *out], index=10) == [128 + signal.SIGTERM] * 2
+    (state,) = (tmp_path / "run" / "state").glob("*.pt")
+    assert state.stem == "000000004"
+    with pytest.raises(SystemExit, match="holds a run of 2 processes, which 1 cannot continue"):
+        main([*shared, *out])
+    assert forked([*shared, *out]) == [0, 0]
+    unbroken, run = (safetensors.torch.load_file(tmp_path / x / "model.safetensors") for x in ("unbroken", "run"))
+    assert all(torch.equal(run[name], value) for name, value in unbroken.items())
