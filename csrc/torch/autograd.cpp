@@ -59,8 +59,8 @@ void append_tensors(const IValue& value, variable_list& tensors) {
   }
 }
 
-// An attempt to differentiate a gradient again says so. The node leads to whatever the gradient depends on, so that no derivative of
-// it passes by in silence.
+// An attempt to differentiate a gradient again says so. The node leads to whatever the gradient depends on, so that no
+// derivative of it passes by in silence.
 struct Refuse : torch::autograd::Node {
   using Node::Node;
   std::string name() const override { return "SecondDerivativeOfAbckd"; }

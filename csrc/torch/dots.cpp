@@ -39,9 +39,12 @@ std::tuple<Tensor, Tensor> dots_backward(const Device& device, const Tensor& gra
   const Tensor rows = x.contiguous(), others = y.contiguous(), grads = grad_products.to(at::kDouble).contiguous();
   const auto result = [&](int index) { return needed.get(index) ? empty_as(rows) : at::empty({0}, x.options()); };
   const Tensor of_x = result(0), of_y = result(1);
-  const auto pointer = [&](int index, const Tensor& grad) { return needed.get(index) ? grad.mutable_data_ptr() : nullptr; };
+  const auto pointer = [&](int index, const Tensor& grad) {
+    return needed.get(index) ? grad.mutable_data_ptr() : nullptr;
+  };
   if (rows.numel() > 0) {
-    device.dots_backward({arguments_of(rows, others), grads.const_data_ptr<double>(), pointer(0, of_x), pointer(1, of_y)});
+    device.dots_backward(
+        {arguments_of(rows, others), grads.const_data_ptr<double>(), pointer(0, of_x), pointer(1, of_y)});
   }
   return {of_x, of_y};
 }

@@ -23,8 +23,8 @@ py::dict build_info() {
   return info;
 }
 
-// `choose(kernel, device type)` is Python's, and is never destroyed: ops outlive the interpreter. The dispatcher calls ops without
-// the GIL, which the conversion to std::function takes for each call.
+// `choose(kernel, device type)` is Python's, and is never destroyed: ops outlive the interpreter. The dispatcher calls
+// ops without the GIL, which the conversion to std::function takes for each call.
 void differentiate(const std::string& op, const std::function<std::string(std::string, std::string)>& choose) {
   const auto* ask = new std::function<std::string(std::string, std::string)>(choose);
   abckd::differentiate(op, [ask](const std::string& kernel, c10::DeviceType device) {

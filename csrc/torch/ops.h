@@ -38,8 +38,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> compress_forward(const Device&, at::T
 std::tuple<std::vector<Tensor>, Tensor> compress_backward(const Device&, const MaybeTensor& grad_distances,
                                                           const MaybeTensor& grad_attention, const Tensor& attention,
                                                           const Tensor& attention_grads, const Tensor& map_grads,
-                                                          at::IntArrayRef student_maps_sizes, const MaybeTensor& lengths,
-                                                          int64_t padded_length, c10::List<bool> needed);
+                                                          at::IntArrayRef student_maps_sizes,
+                                                          const MaybeTensor& lengths, int64_t padded_length,
+                                                          c10::List<bool> needed);
 
 std::tuple<Tensor, Tensor> divergence_forward(const Device&, const Tensor& student, const Tensor& teacher,
                                               const MaybeTensor& ignore, int64_t kind, double beta, double temperature,

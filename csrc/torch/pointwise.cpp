@@ -82,9 +82,9 @@ Tensor pointwise_forward(const Device& device, const Tensor& student, const Tens
 }
 
 std::tuple<Tensor, Tensor> pointwise_backward(const Device& device, const Tensor& grad, const Tensor& student,
-                                       const Tensor& teacher, const MaybeTensor& third, const MaybeTensor& per_channel,
-                                       std::string_view kind, double parameter, const MaybeTensor& lengths,
-                                       int64_t padded_length) {
+                                              const Tensor& teacher, const MaybeTensor& third,
+                                              const MaybeTensor& per_channel, std::string_view kind, double parameter,
+                                              const MaybeTensor& lengths, int64_t padded_length) {
   const OnDeviceOf current(student);
   const Operands operands(student, teacher, third, per_channel, kind, parameter, lengths, padded_length);
   check_shape("grad", grad, {student.size(0), student.size(1)});
@@ -94,7 +94,7 @@ std::tuple<Tensor, Tensor> pointwise_backward(const Device& device, const Tensor
   const Tensor of_student = empty_as(operands.student);
   const Tensor of_third = has_third ? empty_as(operands.student) : at::empty({0}, student.options());
   device.pointwise_backward({operands.arguments, wide.const_data_ptr(), of_student.mutable_data_ptr(),
-                      has_third ? of_third.mutable_data_ptr() : nullptr});
+                             has_third ? of_third.mutable_data_ptr() : nullptr});
   return {of_student, of_third};
 }
 

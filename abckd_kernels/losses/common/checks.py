@@ -20,8 +20,12 @@ def check_number(argument: str, value: float, *, least: float, most: float = mat
     """`value`. Raises ValueError unless it is a finite number from `least` (`above`: above it) to `most`."""
     fits = isinstance(value, int | float) and math.isfinite(value) and least <= value <= most
     if not fits or (above and value == least):
-        limits = f"{'above' if above else 'at least'} {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
-        raise ValueError(f"{argument}: expected a number {limits}, got {describe(value)}")
+        limits = f"a number {'above' if above else 'at least'} {least:g}"
+        if least == 0 and above:
+            limits = "a positive number"
+        if most < math.inf:
+            limits += f" and at most {most:g}"
+        raise ValueError(f"{argument}: expected {limits}, got {describe(value)}")
     return value
 
 
@@ -48,7 +52,7 @@ def check_weights(weights, n: int | None) -> Tensor | list[float] | None:
     except (TypeError, ValueError) as error:
         raise ValueError(f"weights: expected {expected}, got {describe(weights)}") from error
     if n not in (None, len(numbers)):
-        raise ValueError(f"weights: expected {expected}, got {len(numbers)}")
+        raise ValueError(f"weights: expected {expected}, got shape {(len(numbers),)}")
     return numbers
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 import torch
 
 from ...ops.shapes import describe
-from .checks import check_choice, check_number
+from .checks import check_choice, check_count, check_number
 
 
 class Limits(NamedTuple):
@@ -48,8 +48,9 @@ def check_options(function: Callable, **options) -> None:
                 raise TypeError(f"{name}: expected True or False, got {describe(value)}")
             if isinstance(allowed, Limits):
                 if allowed.whole and not (isinstance(value, int) and not isinstance(value, bool)):
-                    expected = f"a whole number, at least {allowed.least:g}"
-                    raise ValueError(f"{name}: expected {expected}, got {describe(value)}")
+                    raise ValueError(f"{name}: expected a whole number, got {describe(value)}")
+                if allowed == Limits(1, whole=True):
+                    check_count(name, value)
                 check_number(name, value, least=allowed.least, most=allowed.most, above=allowed.above)
         choices = tuple(x for x in limits[name] if isinstance(x, str))
         if choices:

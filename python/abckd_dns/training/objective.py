@@ -35,7 +35,7 @@ class SpeechLoss(nn.Module):
             spectral = spectral_loss(
                 self.stft(estimate),
                 self.stft(target),
-                exponent=EXPONENT,
+                power=EXPONENT,
                 magnitude_weight=1.0,
                 complex_weight=0.5,
                 eps=POWER_FLOOR,
