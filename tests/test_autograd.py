@@ -12,6 +12,7 @@ import cases
 import pytest
 import torch
 from torch import nn
+from torch._inductor.utils import fresh_cache
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -222,7 +223,9 @@ def test_compiled_with_dynamic_shapes():
 
 
 def test_compiled_by_inductor():
-    check_compiled("Distiller", shapes=[(2, 2, 6, 8)])
+    # Its cache on disk doesn't tell instruction sets apart: code for vectors of 8 serves vectors of 16, and is wrong.
+    with fresh_cache():
+        check_compiled("Distiller", shapes=[(2, 2, 6, 8)])
 
 
 def test_batch_size_may_be_dynamic():
