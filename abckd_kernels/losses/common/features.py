@@ -50,7 +50,7 @@ class Padding(NamedTuple):
 
     def filled(self, x: Tensor, value: float) -> Tensor:
         """`x` with `value` in the frames that are not valid, and no gradient there."""
-        mask = shapes.broadcast_mask(x, *self)
+        mask = None if self.lengths is None else shapes.broadcast_mask(x, *self)
         return x if mask is None else x.masked_fill(~mask, value)
 
     def position_mask(self, x: Tensor) -> Tensor | None:
