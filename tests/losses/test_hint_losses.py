@@ -297,7 +297,7 @@ WRONG = [
     (lambda: h.vid_loss(S, S, 1.0), TypeError, ["scales", "1.0"]),
     (lambda: h.pad_loss(S, S, S[:1]), ValueError, ["log_variances[0]", "(2, 3, 6, 4)", "(1, 3, 6, 4)"]),
     (lambda: h.pad_loss(S, S, [S, S]), ValueError, ["log_variances", "1", "2"]),
-    (lambda: h.pad_loss(S, S, S, eps=0.0), ValueError, ["eps", "above 0", "0.0"]),
+    (lambda: h.pad_loss(S, S, S, eps=0.0), ValueError, ["eps", "positive", "0.0"]),
     (lambda: h.srd_loss(S, S, convention="mean"), ValueError, ["convention", "'paper'", "'mean'"]),
     (lambda: h.ab_loss(S, S, reduction="batch"), ValueError, ["reduction", "'batchmean'", "'batch'"]),
     (lambda: h.ofd_loss(S, S, torch.zeros(5)), ValueError, ["margins[0]", "(3,)", "(5,)"]),

@@ -225,7 +225,7 @@ WRONG = {
     "option": (lambda: SpectralLoss(tau=1), TypeError, "tau"),
     "integers": (lambda: si_snr_loss(W.long(), W), TypeError, "student: .*int64"),
     "axes": (lambda: si_snr_loss(W[0], W[0]), ValueError, r"student: .*\(B, samples\)"),
-    "eps": (lambda: si_snr_loss(W, W, eps=0.0), ValueError, "eps: .*above 0"),
+    "eps": (lambda: si_snr_loss(W, W, eps=0.0), ValueError, "eps: .*positive"),
     "lengths": (lambda: si_snr_loss(W, W, lengths=[1]), ValueError, r"lengths: .*\(2,\)"),
     "share": (lambda: dispatch_loss(W, W, W, share=1.5), ValueError, "share: .*at most 1"),
     "patch_bands": (lambda: dispatch_loss(W, W, W, patch_bands=0), ValueError, "patch_bands: .*0"),
