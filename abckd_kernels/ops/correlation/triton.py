@@ -23,7 +23,8 @@ from ..triton_layers import kernel, launch
 from . import along_classes, along_rows
 
 ELEMENTS = 512  # of a tile: four per thread, of float64 two: all else goes to local memory
-ROWS, CLASSES = 32, 32  # of a tile that sums over rows, of float64 half the classes
+ROWS, CLASSES = 16, 32  # of a tile that sums over rows, of float64 half the classes
+MOST_REGISTERS = 255  # of a thread that sums over rows: the sums are float64, and few programs are needed anyway
 PARTS = 16  # of the rows, at most, for each of which a program sums
 
 
@@ -273,7 +274,7 @@ def forward(
     launch(
         class_kernel, len(partial) * triton.cdiv(classes, block_k), student, *given, saved, partial,
         samples, rows, classes, row_parts, triton.cdiv(samples, max(sample_parts, 1)),
-        triton.cdiv(triton.cdiv(rows, row_parts), ROWS) * ROWS, BLOCK_R=ROWS, BLOCK_K=block_k, **constants,
+        triton.cdiv(triton.cdiv(rows, row_parts), ROWS) * ROWS, BLOCK_R=ROWS, BLOCK_K=block_k, registers=MOST_REGISTERS, **constants,
     )  # fmt: skip
     counts = partial[:, 6, :1].unsqueeze(1)
     count = counts.sum()

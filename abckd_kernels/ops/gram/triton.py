@@ -205,11 +205,13 @@ def forward(x: Tensor, axis: str, shifted: bool) -> Tensor:
     chunk, wide = at.chunk(x), at.block == 64
     chunks, tiles = triton.cdiv(at.columns, chunk), triton.cdiv(at.rows, at.block)
     partial = x.new_empty((chunks, at.groups, at.rows, at.rows), dtype=accumulation_dtype(x.dtype))
+    # In float64 the products of a tile of 64 rows would spill in fewer threads.
+    warps = (16 if x.dtype == torch.float64 else 8) if wide else 4
     launch(
         forward_kernel, chunks * at.groups * tiles * (tiles + 1) // 2, x,
         x, partial, at.rows, at.columns, *at.strides, at.groups, chunk, tiles,
         WIDTH=at.width(x), FLAT=at.outer == 1, SHIFTED=shifted, DOUBLE=x.dtype == torch.float64, ONE_TILE=not wide,
-        BLOCK_R=at.block, BLOCK_K=16 if wide else 64, num_warps=8 if wide else 4, registers=MOST_REGISTERS,
+        BLOCK_R=at.block, BLOCK_K=16 if wide else 64, num_warps=warps, registers=MOST_REGISTERS // (warps // 8 or 1),
     )  # fmt: skip
     return partial.sum(0, dtype=torch.float64)
 

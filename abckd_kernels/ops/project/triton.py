@@ -306,7 +306,7 @@ class _Call:
         rows, columns = weight.shape
         bands = student.shape[3] if student.dim() == 4 else 1
         # What the registers hold without spilling, three products of tf32 included.
-        most_c = 32 if dtype == torch.float64 or columns > 64 else 64
+        most_c = 16 if dtype == torch.float64 else 32 if columns > 64 else 64
         block_c, block_p = max(16, min(triton.next_power_of_2(columns), most_c)), 32
         self.sample_tiles = triton.cdiv(student.shape[2] * bands, block_p)
         self.sizes = (student.shape[2], bands, self.sample_tiles, columns, rows)
