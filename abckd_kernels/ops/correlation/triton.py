@@ -274,7 +274,8 @@ def forward(
     launch(
         class_kernel, len(partial) * triton.cdiv(classes, block_k), student, *given, saved, partial,
         samples, rows, classes, row_parts, triton.cdiv(samples, max(sample_parts, 1)),
-        triton.cdiv(triton.cdiv(rows, row_parts), ROWS) * ROWS, BLOCK_R=ROWS, BLOCK_K=block_k, registers=MOST_REGISTERS, **constants,
+        triton.cdiv(triton.cdiv(rows, row_parts), ROWS) * ROWS,
+        BLOCK_R=ROWS, BLOCK_K=block_k, registers=MOST_REGISTERS, **constants,
     )  # fmt: skip
     counts = partial[:, 6, :1].unsqueeze(1)
     count = counts.sum()
