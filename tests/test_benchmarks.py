@@ -18,6 +18,7 @@ from benchmarks import (
     goals,
     gpu_parts,
     growth,
+    losses_page,
     markdown,
     measuring,
     networks,
@@ -369,7 +370,7 @@ def test_pages_are_what_was_measured():
     for page in pages.PAGES:
         text = page.read_text()
         assert pages.BLOCK.search(text) and text == pages.filled(text, pages.blocks(kept)), pages.PAGES
-    assert json.loads(pages.OF_LOSSES.read_text())["losses"] == pages.of_losses(kept["rows"])
+    assert losses_page.measured() == pages.of_losses(kept["rows"])
     for file, (shown, _) in pages.pictures(kept).items():
         assert plots.digest(shown) in file.read_text(), f"run python -m benchmarks.run --page: {file}"
 
@@ -385,7 +386,7 @@ def test_blocks_are_replaced_and_nothing_else():
 def elsewhere(tmp_path, monkeypatch):
     """All that --write and --baseline write is in this folder."""
     losses = tmp_path / "losses.json"
-    losses.write_text(pages.OF_LOSSES.read_text())
+    losses.write_text(losses_page.MEASURED.read_text())
     page = tmp_path / "page.md"
     page.write_text(
         "".join(f"<!-- measured: {name} -->\n<!-- end -->\n" for name in ("goals", "speed", "network", "growth"))
@@ -393,7 +394,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "MEASURED", tmp_path / "measured.json")
     monkeypatch.setattr(pages, "SPEED_PICTURE", tmp_path / "speed.svg")
     monkeypatch.setattr(pages, "GROWTH_PICTURE", tmp_path / "growth.svg")
-    monkeypatch.setattr(pages, "OF_LOSSES", losses)
+    monkeypatch.setattr(losses_page, "MEASURED", losses)
     monkeypatch.setattr(pages, "PAGES", (page,))
     monkeypatch.setattr(pages.losses_page, "PAGE", tmp_path / "losses.md")
     monkeypatch.setattr(baseline, "FILE", tmp_path / "baseline.json")
