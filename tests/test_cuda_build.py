@@ -78,7 +78,7 @@ def test_a_gpu_without_code_is_left_to_triton(monkeypatch):
 def test_auto_prefers_cuda_to_triton():
     chosen = {(op.partition("_")[0], backends.choose(op, "cuda")) for op in backends.ops()}
     in_cpp = {(op, "cuda") for op in ("tap", "compress", "divergence", "spectral")}
-    in_triton = {(op, "triton") for op in ("gram", "dots", "pointwise", "project")}
+    in_triton = {(op, "triton") for op in ("gram", "dots", "pointwise", "project", "pyramid", "correlation")}
     assert chosen == in_cpp | in_triton
     with use_backend("triton"):
         assert {backends.choose(op, "cuda") for op in backends.ops()} == {"triton"}
