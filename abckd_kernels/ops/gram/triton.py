@@ -7,7 +7,7 @@ backward: a program owns a tile of rows and one of columns of the result and wal
 Rows are padded to 16 at least, which is what tl.dot takes; all products are float32's own ("ieee"), because a loss
 takes differences of them.
 
-Bytes, with S the size of x: below 64 rows forward reads S and writes and reads again S / 8 at most, backward reads S
+Bytes, with S the size of x: up to 64 rows forward reads S and writes and reads again S / 8 at most, backward reads S
 and writes S. With more rows each tile is read once per tile of the other side, from L2 as long as a chunk fits into it.
 """
 
@@ -21,13 +21,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shapes import accumulation_dtype, empty_like, is_channels_last
-from ..triton_layers import aligned, kernel, launch, width
+from ..triton_layers import launch
 from . import laid_out
 from .reference import row_factors
 
 CHUNK = 2048  # columns whose products are added in float32
 COLUMNS = 64  # of a tile of the gradient
-MATRIX_ALIGNED = 16  # numbers: rows of the matrix in backward begin at multiples of it, padded with zeros
 MOST_REGISTERS = 255  # of a thread: what products hold would spill below
 
 
@@ -41,23 +40,22 @@ class Rows(NamedTuple):
     group_stride: int
     row_stride: int
     outer_stride: int
-    steady: int  # divides inner and all strides, and is the same for every number of frames where it can be
 
     @classmethod
     def of(cls, x: Tensor, axis: str) -> Rows:
         batch, channels, frames, bands = (*x.shape, 1, 1)[:4]
         sample = channels * frames * bands
         if axis == "samples":
-            return cls(1, batch, 1, sample, 0, sample, 0, channels * bands)
+            return cls(1, batch, 1, sample, 0, sample, 0)
         if axis == "channels":
-            return cls(batch, channels, 1, frames * bands, sample, frames * bands, 0, frames * bands)
+            return cls(batch, channels, 1, frames * bands, sample, frames * bands, 0)
         if is_channels_last(x):
             outer, inner, outer_stride = 1, bands * channels, 0
         else:
             outer, inner, outer_stride = channels, bands, frames * bands
         if axis == "frames":
-            return cls(batch, frames, outer, inner, sample, inner, outer_stride, inner)
-        return cls(frames, batch, outer, inner, inner, sample, outer_stride, inner)
+            return cls(batch, frames, outer, inner, sample, inner, outer_stride)
+        return cls(frames, batch, outer, inner, inner, sample, outer_stride)
 
     @property
     def columns(self) -> int:
@@ -72,11 +70,6 @@ class Rows(NamedTuple):
         """Rows of a tile."""
         return max(16, min(64, triton.next_power_of_2(self.rows)))
 
-    def width(self, x: Tensor) -> int:
-        """Neighbours that a load takes. Of samples, whose length is a multiple of the frames, those do not decide: the
-        number of rows compiles three kernels there already."""
-        return width(x, self.steady)
-
     def chunk(self, x: Tensor) -> int:
         """Columns of a program: sums of all chunks take at most an eighth of x."""
         least = 8 * self.block * triton.cdiv(self.rows, self.block) * accumulation_dtype(x.dtype).itemsize
@@ -85,8 +78,8 @@ class Rows(NamedTuple):
 
 @triton.jit
 def load_tile(x_ptr, r, k, rows, columns, strides, FLAT: tl.constexpr, SHIFTED: tl.constexpr, DOUBLE: tl.constexpr):
-    """Rows r, columns k of the group at x_ptr, widened and shifted; zero where there are none. r, k: int64."""
-    inner, row_stride, outer_stride = strides
+    """Rows r, columns k of the group at x_ptr, widened and shifted; zero where there are none."""
+    inner, _, row_stride, outer_stride = strides
     offset = k if FLAT else k // inner * outer_stride + k % inner
     inside = (r < rows)[:, None] & (k < columns)[None, :]
     dtype: tl.constexpr = tl.float64 if DOUBLE else tl.float32
@@ -97,20 +90,16 @@ def load_tile(x_ptr, r, k, rows, columns, strides, FLAT: tl.constexpr, SHIFTED: 
     return x
 
 
-@kernel
+@triton.jit
 def forward_kernel(
     x_ptr,
     partial_ptr,  # (chunks, groups, rows, rows)
-    rows: tl.int64,
-    columns: tl.int64,
-    inner: tl.int64,
-    group_stride: tl.int64,
-    row_stride: tl.int64,
-    outer_stride: tl.int64,
+    rows,
+    columns,
+    strides,  # inner, of groups, of rows, of outer
     groups,
     chunk,
     tiles,  # of rows
-    WIDTH: tl.constexpr,  # divides columns, inner and strides
     FLAT: tl.constexpr,
     SHIFTED: tl.constexpr,
     DOUBLE: tl.constexpr,
@@ -124,9 +113,7 @@ def forward_kernel(
     pair = program % pairs
     group = program // pairs % groups
     first_column = program // pairs // groups * chunk
-    x_ptr += group * aligned(group_stride, WIDTH)
-    columns = aligned(columns, WIDTH)
-    strides = (aligned(inner, WIDTH), aligned(row_stride, WIDTH), aligned(outer_stride, WIDTH))
+    x_ptr += group * strides[1]
     left_tile = tl.zeros((), tl.int64)
     right_tile = pair
     if not ONE_TILE:
@@ -153,22 +140,16 @@ def forward_kernel(
         tl.store(partial_ptr + j[None, :] * rows + i[:, None], total, inside)
 
 
-@kernel
+@triton.jit
 def backward_kernel(
-    matrix_ptr,  # (groups, rows, matrix_stride), zero from column `rows` on
+    matrix_ptr,  # (groups, rows, rows)
     x_ptr,
     result_ptr,  # laid out as x
-    rows: tl.int64,
-    columns: tl.int64,
-    inner: tl.int64,
-    group_stride: tl.int64,
-    row_stride: tl.int64,
-    outer_stride: tl.int64,
-    matrix_stride: tl.int64,
+    rows,
+    columns,
+    strides,
     column_tiles,
     row_tiles,
-    WIDTH: tl.constexpr,
-    MATRIX_ALIGNED: tl.constexpr,
     FLAT: tl.constexpr,
     SHIFTED: tl.constexpr,
     DOUBLE: tl.constexpr,
@@ -181,21 +162,17 @@ def backward_kernel(
     i = program % row_tiles * BLOCK_R + tl.arange(0, BLOCK_R)
     k = program // row_tiles % column_tiles * BLOCK_K + tl.arange(0, BLOCK_K)
     group = program // row_tiles // column_tiles
-    group_start = group * aligned(group_stride, WIDTH)
-    x_ptr += group_start
-    columns = aligned(columns, WIDTH)
-    strides = (aligned(inner, WIDTH), aligned(row_stride, WIDTH), aligned(outer_stride, WIDTH))
-    matrix_stride = aligned(matrix_stride, MATRIX_ALIGNED)
-    matrix_ptr += group * rows * matrix_stride
+    x_ptr += group * strides[1]
+    matrix_ptr += group * rows * rows
     total = tl.zeros((BLOCK_R, BLOCK_K), tl.float64 if DOUBLE else tl.float32)
     for begin in range(0, rows, BLOCK_S):
-        j = begin + tl.arange(0, BLOCK_S)
+        j = begin + tl.arange(0, BLOCK_S).to(tl.int64)
         x = load_tile(x_ptr, j, k, rows, columns, strides, FLAT, SHIFTED, DOUBLE)
-        inside = (i < rows)[:, None] & (j < matrix_stride)[None, :]
-        factors = tl.load(matrix_ptr + i[:, None] * matrix_stride + j[None, :], inside, other=0)
+        inside = (i < rows)[:, None] & (j < rows)[None, :]
+        factors = tl.load(matrix_ptr + i[:, None] * rows + j[None, :], inside, other=0)
         total = tl.dot(factors, x, total, input_precision="ieee", out_dtype=total.dtype)
-    offset = k if FLAT else k // strides[0] * strides[2] + k % strides[0]
-    target_ptr = result_ptr + group_start + i[:, None] * strides[1] + offset[None, :]
+    offset = k if FLAT else k // strides[0] * strides[3] + k % strides[0]
+    target_ptr = result_ptr + group * strides[1] + i[:, None] * strides[2] + offset[None, :]
     tl.store(target_ptr, total.to(result_ptr.dtype.element_ty), (i < rows)[:, None] & (k < columns)[None, :])
 
 
@@ -205,13 +182,11 @@ def forward(x: Tensor, axis: str, shifted: bool) -> Tensor:
     chunk, wide = at.chunk(x), at.block == 64
     chunks, tiles = triton.cdiv(at.columns, chunk), triton.cdiv(at.rows, at.block)
     partial = x.new_empty((chunks, at.groups, at.rows, at.rows), dtype=accumulation_dtype(x.dtype))
-    # In float64 the products of a tile of 64 rows would spill in fewer threads.
-    warps = (16 if x.dtype == torch.float64 else 8) if wide else 4
     launch(
         forward_kernel, chunks * at.groups * tiles * (tiles + 1) // 2, x,
-        x, partial, at.rows, at.columns, *at.strides, at.groups, chunk, tiles,
-        WIDTH=at.width(x), FLAT=at.outer == 1, SHIFTED=shifted, DOUBLE=x.dtype == torch.float64, ONE_TILE=not wide,
-        BLOCK_R=at.block, BLOCK_K=16 if wide else 64, num_warps=warps, registers=MOST_REGISTERS // (warps // 8 or 1),
+        x, partial, at.rows, at.columns, at.strides, at.groups, chunk, tiles,
+        FLAT=at.outer == 1, SHIFTED=shifted, DOUBLE=x.dtype == torch.float64, ONE_TILE=tiles == 1,
+        BLOCK_R=at.block, BLOCK_K=16 if wide else 64, num_warps=8 if wide else 4, registers=MOST_REGISTERS,
     )  # fmt: skip
     return partial.sum(0, dtype=torch.float64)
 
@@ -220,16 +195,13 @@ def backward(grad: Tensor, x: Tensor, axis: str, shifted: bool) -> Tensor:
     x = laid_out(x, axis)
     at = Rows.of(x, axis)
     result = empty_like(x)
-    matrix_stride = triton.cdiv(at.rows, MATRIX_ALIGNED) * MATRIX_ALIGNED
-    matrix = x.new_zeros((at.groups, at.rows, matrix_stride), dtype=accumulation_dtype(x.dtype))
-    matrix[..., : at.rows] = row_factors(grad, shifted)
+    matrix = row_factors(grad, shifted).to(accumulation_dtype(x.dtype)).contiguous()
     block = min(at.block, 32)
     column_tiles, row_tiles = triton.cdiv(at.columns, COLUMNS), triton.cdiv(at.rows, block)
     launch(
         backward_kernel, at.groups * column_tiles * row_tiles, x,
-        matrix, x, result, at.rows, at.columns, *at.strides, matrix_stride, column_tiles, row_tiles,
-        WIDTH=at.width(x), MATRIX_ALIGNED=MATRIX_ALIGNED, FLAT=at.outer == 1, SHIFTED=shifted,
-        DOUBLE=x.dtype == torch.float64,
+        matrix, x, result, at.rows, at.columns, at.strides, column_tiles, row_tiles,
+        FLAT=at.outer == 1, SHIFTED=shifted, DOUBLE=x.dtype == torch.float64,
         BLOCK_R=block, BLOCK_S=16, BLOCK_K=COLUMNS, num_warps=8 if block == 32 else 4, registers=MOST_REGISTERS,
     )  # fmt: skip
     return result
