@@ -27,7 +27,7 @@ from .common.checks import (
 from .common.features import batch_mean, checked, weighted, without_autocast
 from .common.modules import hold_weights
 from .common.normalisation import NormalisedLinear
-from .common.taps import Taps, cells, distances, padding_of, tapped
+from .common.taps import TapOptions, Taps, cells, distances, padding_of, tapped
 
 __all__ = ["AFDLoss", "afd_loss"]
 
@@ -128,7 +128,7 @@ class AFDLoss(nn.Module):
         check_count("dim", dim)
         check_choice("distance", distance, DISTANCES)
         n, m = len(self.student_channels), len(self.teacher_channels)
-        self.distance, self.tap_options = distance, {"power": 2, "means": True}
+        self.distance, self.tap_options = distance, TapOptions(power=2, means=True)
         hold_weights(self, weights, m)
         self.keys = nn.ModuleList(NormalisedLinear(channels, dim) for channels in self.student_channels)
         self.key_mixer = NormalisedLinear(dim, dim * m, bias=False)  # alike for all i, softmax_i would not see it

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 from torch import Tensor
 
 from ...ops.shapes import describe
+
+T = TypeVar("T")
 
 
 def check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
@@ -54,6 +57,18 @@ def check_weights(weights, n: int | None) -> Tensor | list[float] | None:
     if n not in (None, len(numbers)):
         raise ValueError(f"weights: expected {expected}, got shape {(len(numbers),)}")
     return numbers
+
+
+def both_or_neither(what: str, student: T | None, teacher: T | None) -> tuple[T, T] | None:
+    """What a module was told of both networks, `student_<what>` and `teacher_<what>`; None if nothing of either.
+
+    Raises ValueError, naming the teacher's, if it was told of one of them.
+    """
+    if student is None and teacher is None:
+        return None
+    if student is None or teacher is None:
+        raise ValueError(f"teacher_{what}: expected numbers exactly if student_{what} has some")
+    return student, teacher
 
 
 def check_count(argument: str, value: int) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
 from ...ops import compress, shapes, tap_all
 from .features import Padding
 
-__all__ = ["Taps", "cells", "distances", "padding_of", "tapped"]
+__all__ = ["TapOptions", "Taps", "cells", "distances", "padding_of", "tapped"]
 
 
 class Taps(NamedTuple):
@@ -18,6 +18,13 @@ class Taps(NamedTuple):
 
     maps: list[Tensor]
     means: list[Tensor]
+
+
+class TapOptions(TypedDict):
+    """What of `ops.tap` a loss needs: the power of the maps, and whether means are taken, too."""
+
+    power: int
+    means: bool
 
 
 def tapped(
