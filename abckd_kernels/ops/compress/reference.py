@@ -78,9 +78,7 @@ def backward(
             over_frames = _windows(grid[0], size[0], lengths, padded_length, grad)
             over_bands = _windows(grid[1], size[1], None, 0, grad)
             maps.append(over_frames.transpose(-1, -2) @ grad @ over_bands)
-    if not needed[1]:
-        return maps, attention.new_empty(0)
-    return maps, score_gradients(grad_distances, grad_attention, attention, attention_grads)
+    return maps, score_gradients(grad_distances, grad_attention, attention, attention_grads, needed[1])
 
 
 def _groups(like: Tensor, grid: list[int], per_frame: bool, rows: Tensor | None) -> tuple[int, Tensor]:
