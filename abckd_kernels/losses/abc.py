@@ -29,7 +29,7 @@ from .common.features import Padding, checked, without_autocast
 from .common.modules import hold_weights
 from .common.normalisation import Linear
 from .common.options import Count, Positive, check_options
-from .common.taps import TapOptions, Taps, padding_of, tapped
+from .common.taps import Attending, TapOptions, Taps, padding_of, tapped
 
 Features = Tensor | Sequence[Tensor]
 SCORES = ("similarity", "uniform")
@@ -83,7 +83,7 @@ def abc_loss(
     return (loss, attention) if return_attention else loss
 
 
-class ABCLoss(nn.Module):
+class ABCLoss(Attending):
     """`abc_loss` with learned scores s_ij = (W_i^Q mu(S_i)) . (W_j^K mu(T_j) + e_j) / sqrt(dim), mu = channel mean.
 
     student_channels   C of the n student layers.
@@ -132,21 +132,6 @@ class ABCLoss(nn.Module):
             self.queries = nn.ModuleList(Linear(count, dim, bias=False) for count in student_channels)
             self.keys = nn.ModuleList(Linear(count, dim, bias=False) for count in teacher_channels)
             self.layer_embedding = nn.Parameter(torch.randn(pairs[1], dim) / dim**0.5)
-
-    def forward(
-        self,
-        student_features: Features,
-        teacher_features: Features,
-        *,
-        lengths: Tensor | None = None,
-        padded_length: int | None = None,
-        return_attention: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """The loss of features in the order of the channels given at construction; arguments as in `abc_loss`."""
-        students, teachers, padding = checked(student_features, teacher_features, lengths, padded_length, axes=True)
-        taps = tapped(students, teachers, padding, **self.tap_options)
-        loss, attention = self.from_taps(*taps, **padding._asdict())
-        return (loss, attention) if return_attention else loss
 
     def from_taps(
         self, student: Taps, teacher: Taps, *, lengths: Tensor | None = None, padded_length: int | None = None
