@@ -66,7 +66,7 @@ class Rows(NamedTuple):
         return self.inner, self.group_stride, self.row_stride, self.outer_stride
 
     def width(self, x: Tensor) -> int:
-        """What divides all strides (triton_layers.width). Whole samples are judged by one frame, which does not vary."""
+        """What divides all strides (triton_layers.width). One frame speaks for whole samples: lengths vary."""
         if self.groups == 1 and self.outer == 1:
             return width(x, x.shape[1] * x.shape[3:].numel())
         return width(x, *self.strides)
