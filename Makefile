@@ -8,6 +8,9 @@ TORCH ?= torch==2.14.1 torchaudio==2.11.0
 BIN := $(VENV)/bin
 BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*/*.* csrc/include/*/*.*)
 
+# What is not installed: abckd_verify, which benchmarks and tests import.
+export PYTHONPATH := $(CURDIR)/python$(if $(PYTHONPATH),:$(PYTHONPATH))
+
 .PHONY: demo test bench gpu-check info clean
 
 demo: $(VENV)/installed

@@ -6,22 +6,15 @@ checks; `benchmarks.gpu_check` as many as its time allows, which is why every op
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import chain, zip_longest
-from pathlib import Path
 
 import torch
 
 from abckd_kernels import abc_loss, compress, tap_all
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-import accuracy  # noqa: E402
-import cases  # noqa: E402
-import oracle  # noqa: E402
-import plain  # noqa: E402
+from abckd_verify import inputs as cases
+from abckd_verify.exact import accuracy, oracle, plain
 
 Check = Callable[[torch.device], None]
 TAP_SHAPES = ((2, 3, 7), (1, 17, 3, 35), (2, 1, 1, 1), (3, 1, 9), (1, 64, 2, 2), (2, 5, 1, 70), (2, 33, 201, 257))

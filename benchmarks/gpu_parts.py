@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from abckd_kernels import abc_loss, compress, tap_all, use_backend
-
-from .compiled_cuda import toolkits
+from abckd_verify.machines.compiled_cuda import toolkits
 
 ROOT = Path(__file__).parents[1]
 REPEATS = 100

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from abckd_kernels.losses.entries import Entry
-
-from . import markdown
+from abckd_verify import markdown
 
 PAGE = Path(__file__).parents[1] / "docs" / "losses.md"
 MEASURED = Path(__file__).with_name("measured_losses.json")  # written by python -m benchmarks.run --page

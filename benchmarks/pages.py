@@ -12,8 +12,9 @@ import re
 from pathlib import Path
 
 from abckd_kernels.losses import table
+from abckd_verify import markdown
 
-from . import goals, growth, losses_page, markdown, plots
+from . import goals, growth, losses_page, plots
 
 ROOT = Path(__file__).parents[1]
 MEASURED = Path(__file__).with_name("measured.json")

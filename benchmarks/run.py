@@ -21,7 +21,9 @@ from pathlib import Path
 
 import torch
 
-from . import baseline, growth, markdown, pages, plots
+from abckd_verify import markdown
+
+from . import baseline, growth, pages, plots
 from .correctness import Wrong
 from .measuring import keep_memory
 from .subjects import LAYOUTS, SIZES, Setup, able, subjects

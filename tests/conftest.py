@@ -12,7 +12,7 @@ from abckd_kernels import use_backend
 TESTS = Path(__file__).parent
 
 if "ABCKD_TEST_SIMT" in os.environ:  # a seed: the backend "cpu" is then the CUDA kernels in the emulator
-    from simt import emulated
+    from abckd_verify.machines.emulator import emulated
 
     emulated.load().set_seed(int(os.environ["ABCKD_TEST_SIMT"]))
 

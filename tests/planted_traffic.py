@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from benchmarks.interpreter_counter import counting
+from abckd_verify.machines.interpreter_counter import counting
 
 SIZE = 1024  # float32 elements of every tensor
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from abckd_kernels import backends
+from abckd_verify import markdown
+from abckd_verify.machines import devices
 from benchmarks import (
     baseline,
     correctness,
-    devices,
     goals,
     gpu_parts,
     growth,
     losses_page,
-    markdown,
     measuring,
     networks,
     pages,

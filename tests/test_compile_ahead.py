@@ -1,6 +1,7 @@
 """Every Triton kernel compiles for every target that we name, without a GPU: no spill, no local memory, 16-byte loads.
 
-What is compiled is what the ops launch (benchmarks/compiled_triton.py); what is asserted is read from the machine code.
+What is compiled is what the ops launch (abckd_verify.machines.compiled_triton); what is asserted is read from the machine
+code.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from abckd_kernels.ops.pointwise import KINDS  # noqa: E402
 from abckd_kernels.ops.pointwise import triton as pointwise_kernels  # noqa: E402
 from abckd_kernels.ops.spectral import triton as spectral_kernels  # noqa: E402
 from abckd_kernels.ops.tap import triton as tap_kernels  # noqa: E402
-from benchmarks import compiled_triton, resources  # noqa: E402
-from benchmarks.compiled_triton import TARGETS  # noqa: E402
-from benchmarks.occupancy import occupancy  # noqa: E402
+from abckd_verify import resources  # noqa: E402
+from abckd_verify.machines import compiled_triton  # noqa: E402
+from abckd_verify.machines.compiled_triton import TARGETS  # noqa: E402
+from abckd_verify.machines.occupancy import occupancy  # noqa: E402
 
 GRAMS = [
     ("samples", torch.float32, False),

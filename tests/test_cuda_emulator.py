@@ -1,4 +1,4 @@
-"""The numerics tests once more, with the CUDA kernels in the emulator (tests/simt): that takes a process of its own.
+"""The numerics tests once more, with the CUDA kernels in abckd_verify's emulator: that takes a process of its own.
 
 The emulator fails a launch that touches a byte too many, races, or leaves a barrier out. Seeds change the order in
 which blocks and threads run, so that results which depend on it are found too.
@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import simt
 
 from abckd_kernels import backends
+from abckd_verify.machines import emulator as simt
 
 TESTS = Path(__file__).parent
 SELECTED = {

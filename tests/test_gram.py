@@ -1,6 +1,5 @@
 """gram against NumPy in float64, on every backend, for every axis, layout and dtype."""
 
-import accuracy
 import cases
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from abckd_kernels import backends, use_backend
 from abckd_kernels.ops.gram import AXES, gram, size
+from abckd_verify.exact import accuracy
 
 # The number of columns decides about blocks and chunks, that of rows about tiles.
 SHAPES = ((2, 3, 7), (3, 4, 5, 6), (1, 17, 3, 35), (2, 1, 1, 1), (5, 9, 2, 16), (2, 65, 3, 4), (2, 3, 66, 2))

@@ -2,9 +2,10 @@
 
 import cases
 import numpy as np
-import oracle
 import pytest
 import torch
+
+from abckd_verify.exact import oracle
 
 STEP = 1e-6
 

@@ -1,12 +1,12 @@
-"""benchmarks.predict on numbers that can be done by hand."""
+"""abckd_verify.predict on numbers that can be done by hand."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks import predict
-from benchmarks.compiled import Kernel
-from benchmarks.machine_code import Instruction
+from abckd_verify import predict
+from abckd_verify.machines.compiled import Kernel
+from abckd_verify.machines.machine_code import Instruction
 
 SIZE = (8, 200, 64)
 

@@ -1,6 +1,5 @@
 """pyramid against NumPy in float64, on every backend, for every layout and dtype."""
 
-import accuracy
 import cases
 import numpy as np
 import pytest
@@ -8,6 +7,7 @@ import torch
 
 from abckd_kernels import backends, use_backend
 from abckd_kernels.ops.pyramid import pyramid, reference
+from abckd_verify.exact import accuracy
 
 SHAPES = ((2, 3, 6, 5), (1, 4, 9), (3, 2, 40, 7), (2, 70, 5, 3), (2, 2, 1, 1), (1, 1, 33, 70), (2, 3, 4, 1))
 

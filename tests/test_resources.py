@@ -1,4 +1,4 @@
-"""The gates on machine code (benchmarks/resources.py), for each CUDA kernel and architecture, and proof that they bite.
+"""The gates of abckd_verify.resources, for each CUDA kernel and architecture, and proof that they bite.
 
 Triton's kernels are held to the same ones in test_compile_ahead.py.
 """
@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compiled_cuda, machine_code, resources, resources_page
-from benchmarks.compiled import ToolMissing, nvidia_tool
-from benchmarks.occupancy import KB, LIMITS, resident_blocks
+from abckd_verify import resources, resources_page
+from abckd_verify.machines import compiled_cuda, machine_code
+from abckd_verify.machines.compiled import ToolMissing, nvidia_tool
+from abckd_verify.machines.occupancy import KB, LIMITS, resident_blocks
 
 PLANTED = Path(__file__).parent / "planted_resources.cu"
 
@@ -53,7 +54,7 @@ def test_the_page_is_as_the_kernels_are(builds):
         pytest.skip("the page was written with another nvcc")
     kernels = [kernel for future in builds.values() for kernel in future.result()]
     missing = [line for line in resources_page.table(kernels).splitlines() if line not in text]
-    assert not missing, "run python -m benchmarks.resources --backend cuda --write"
+    assert not missing, "run python -m abckd_verify.resources --backend cuda --write"
 
 
 @needs_nvcc

@@ -7,8 +7,9 @@ import resource
 import time
 
 import pytest
-import simt
 import torch
+
+from abckd_verify.machines import emulator as simt
 
 WHY_NOT = simt.why_unavailable()
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")

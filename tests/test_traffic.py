@@ -1,7 +1,6 @@
 """GPU kernels move few bytes more than they must: counted for Triton in its interpreter, for CUDA in the emulator."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +9,8 @@ import pytest
 import torch
 
 from abckd_kernels import backends
-from benchmarks import compulsory, traffic, traffic_cases
-from benchmarks.interpreter_counter import NotCounted, Traffic, counting
+from abckd_verify import compulsory, environment, traffic, traffic_cases
+from abckd_verify.machines.interpreter_counter import NotCounted, Traffic, counting
 
 ROOT = Path(__file__).parents[1]
 SECTOR = 32
@@ -78,8 +77,8 @@ PLANTED = {  # launches; and per launch: loaded, stored, unique_loaded, unique_s
 def planted(triton):
     """Traffic of the kernels in planted_traffic.py."""
     command = [sys.executable, str(ROOT / "tests" / "planted_traffic.py")]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    settings = environment(TRITON_INTERPRET="1")
+    result = subprocess.run(command, env=settings, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 

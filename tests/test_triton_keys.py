@@ -1,7 +1,7 @@
 """No Triton kernel is compiled again and again as batches change, and none computes an address in 32 bits.
 
-Both are asked of what the ops launch (benchmarks/compiled_triton.py), without a GPU: the first of the keys under which
-Triton's launcher keeps compiled kernels, the second of Triton's intermediate language.
+Both are asked of what the ops launch (abckd_verify.machines.compiled_triton), without a GPU: the first of the keys
+under which Triton's launcher keeps compiled kernels, the second of Triton's intermediate language.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from abckd_kernels.ops.project import triton as project_kernels  # noqa: E402
 from abckd_kernels.ops.pyramid import triton as pyramid_kernels  # noqa: E402
 from abckd_kernels.ops.spectral import triton as spectral_kernels  # noqa: E402
 from abckd_kernels.ops.tap import triton as tap_kernels  # noqa: E402
-from benchmarks import compiled_triton  # noqa: E402
+from abckd_verify.machines import compiled_triton  # noqa: E402
 
 TARGET = compiled_triton.TARGETS[2]  # sm_90
 MOST_KEYS = 3

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import oracle
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from . import oracle
 
 
 def tap(x: Tensor, power: int, valid: list[int]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-// What tests/simt/__init__.py calls.
+// What ../__init__.py calls.
 #include "../include/simt.h"
 #include "memory.h"
 

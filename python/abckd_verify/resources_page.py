@@ -1,20 +1,20 @@
-"""The tables of benchmarks.resources, and the page that holds them, docs/resources.md."""
+"""The tables of abckd_verify.resources, and the page that holds them, docs/resources.md."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
-from pathlib import Path
 
-from . import compiled_cuda, markdown, occupancy
-from .compiled import Kernel
+from . import ROOT, markdown
+from .machines import compiled_cuda, occupancy
+from .machines.compiled import Kernel
 
-PAGE = Path(__file__).parents[1] / "docs" / "resources.md"
+PAGE = ROOT / "docs" / "resources.md"
 TITLES = ("cuda, NVIDIA", "triton, NVIDIA", "triton, AMD", "Occupancy")
 HEAD = """# What the GPU kernels take
 
-Written by `python -m benchmarks.resources --write`, from machine code; nothing ran, and no GPU was there.
+Written by `python -m abckd_verify.resources --write`, from machine code; nothing ran, and no GPU was there.
 """
 COLUMNS: dict[str, Callable[[Kernel], str]] = {
     "threads": lambda kernel: str(kernel.threads),

@@ -1,7 +1,7 @@
 """A SIMT machine on the CPU: builds CUDA sources with g++ and runs them, checked and counted (README.md).
 
-path = simt.build("scale", kernels=["scale.cu"])
-library = simt.Library(path)
+path = emulator.build("scale", kernels=["scale.cu"])
+library = emulator.Library(path)
 with library.buffers(("x", x.data_ptr(), x.nbytes, False), ("y", y.data_ptr(), y.nbytes, True)):
     library.call("scale", ctypes.c_void_p(x.data_ptr()), ...)  # extern "C", returns simt::message_of(...)
 library.counters()["scale_kernel<float>"]["load_bytes"]
@@ -24,10 +24,12 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from ... import ROOT
+
 HERE = Path(__file__).parent
 INCLUDE = HERE / "include"
 PLANTED = HERE / "planted"
-CACHE = HERE.parent.parent / "build" / "simt"
+CACHE = ROOT / "build" / "simt"
 JOBS = 2
 
 COMMON = ("-std=c++17", "-g1", "-fPIC", "-fno-omit-frame-pointer")
@@ -145,7 +147,7 @@ def fingerprint(path: str) -> str:
     file = Path(path)
     if not file.exists():
         return f"{path} is gone"
-    if file.is_relative_to(HERE.parent.parent) and ".venv" not in file.parts:
+    if file.is_relative_to(ROOT) and ".venv" not in file.parts:
         return path + hashlib.sha256(file.read_bytes()).hexdigest()
     status = file.stat()
     return f"{path} {status.st_size} {status.st_mtime_ns}"

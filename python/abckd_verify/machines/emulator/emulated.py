@@ -11,9 +11,9 @@ from torch.utils import cpp_extension
 
 import abckd_kernels  # noqa: F401 - declares the ops
 
+from ... import ROOT
 from . import HERE, Library, Unavailable, build
 
-ROOT = HERE.parent.parent
 OPS = ("tap", "compress", "divergence", "spectral")  # that have CUDA kernels
 
 

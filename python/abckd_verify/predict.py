@@ -1,4 +1,4 @@
-"""`python -m benchmarks.predict`: how long GPU kernels should take, from counted bytes and machine code, without a GPU.
+"""`python -m abckd_verify.predict`: how long GPU kernels should take, from counted bytes and machine code, without a GPU.
 
 Every time is predicted, none is measured. Per op, with t_launch = 3 us assumed for each kernel:
 
@@ -10,8 +10,8 @@ Every time is predicted, none is measured. Per op, with t_launch = 3 us assumed 
     bytes             = fewest possible bytes * (unique / fewest), as counted on a small batch
     warp instructions = loaded bytes / (32 lanes * 16 bytes) * instructions of the inner loop per load of 16 bytes
 
-Counts are those of benchmarks/traffic.py, where unique is what memory carries if the cache keeps what an op reads
-again; instructions are those of benchmarks/resources.py, of the hungriest kernel of an op. It is a bound and no
+Counts are those of abckd_verify/traffic.py, where unique is what memory carries if the cache keeps what an op reads
+again; instructions are those of abckd_verify/resources.py, of the hungriest kernel of an op. It is a bound and no
 estimate: it takes for granted that enough loads are in flight, that clocks hold, and that no feature is in the cache
 when an op begins. Where the inner loop has no load of 16 bytes, t_issue isn't known and left out. t_double is that of
 CUDA's compress_forward, which sums in float64: per cell two conversions and one multiply-add for each inner product,
@@ -27,10 +27,11 @@ from pathlib import Path
 
 import torch
 
-from . import compiled_cuda, compulsory, markdown, traffic
-from .compiled import Kernel, ToolMissing
-from .interpreter_counter import NotCounted
-from .occupancy import SCHEDULERS
+from . import compulsory, markdown, traffic
+from .machines import compiled_cuda
+from .machines.compiled import Kernel, ToolMissing
+from .machines.interpreter_counter import NotCounted
+from .machines.occupancy import SCHEDULERS
 
 LAUNCH = 3e-6
 BYTES_PER_WARP_LOAD = 32 * 16
@@ -165,7 +166,7 @@ def kernels_for(backend: str, arch: str) -> list[Kernel]:
         if missing := compiled_cuda.missing():
             raise ToolMissing(missing)
         return [kernel for future in compiled_cuda.build_all((arch,)).values() for kernel in future.result()]
-    from . import compiled_triton
+    from .machines import compiled_triton
 
     target = next(target for target in compiled_triton.TARGETS if f"sm_{target.arch}" == arch)
     cases = [*(f"{dtype}, contiguous" for dtype in DTYPES), "per sample, on the grid"]

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.resources`: what every GPU kernel takes from a multiprocessor, read from its machine code.
+"""`python -m abckd_verify.resources`: what every GPU kernel takes from a multiprocessor, read from its machine code.
 
 The CUDA kernels are compiled by nvcc and the Triton kernels by Triton, for every architecture that we name and without
 a GPU. --write puts the table into docs/resources.md.
@@ -13,8 +13,8 @@ import argparse
 import json
 from pathlib import Path
 
-from . import compiled_cuda
-from .compiled import Kernel, ToolMissing, nvidia_tool
+from .machines import compiled_cuda
+from .machines.compiled import Kernel, ToolMissing, nvidia_tool
 from .resources_page import PAGE, page, table, titled, worst
 
 
@@ -50,7 +50,7 @@ def cuda_kernels() -> list[Kernel]:
 def triton_kernels() -> list[Kernel]:
     """All cases on all targets. Raises ToolMissing."""
     try:
-        from . import compiled_triton
+        from .machines import compiled_triton
     except ImportError as error:
         raise ToolMissing(f"triton can't be imported ({error})") from error
     nvidia_tool("cuobjdump")

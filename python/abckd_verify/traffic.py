@@ -1,9 +1,9 @@
-"""`python -m benchmarks.traffic`: bytes that the GPU kernels move over the fewest possible, counted without a GPU.
+"""`python -m abckd_verify.traffic`: bytes that the GPU kernels move over the fewest possible, counted without a GPU.
 
-Triton's kernels are counted in Triton's interpreter, the CUDA kernels in the emulator of tests/simt. `moved` sums what
+Triton's kernels are counted in Triton's interpreter, the CUDA kernels in the emulator. `moved` sums what
 the elements of all loads and stores asked for. `unique` is what memory carries where the cache keeps what an op reads
 again: distinct sectors of 32 bytes, namely all that its launches store and those that its hungriest launch loads; the
-others load what that one loaded, or what they stored. The fewest possible: benchmarks/compulsory.py.
+others load what that one loaded, or what they stored. The fewest possible: abckd_verify/compulsory.py.
 
 Gates (--check), each at most 1.05 but for the last:
     moved / compulsory       divergence, pointwise, spectral and tap, both ways; cuda: also a whole step of abc_loss
@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -29,10 +28,9 @@ import torch
 
 from abckd_kernels import use_backend
 
-from . import markdown, traffic_cases
-from .interpreter_counter import NotCounted
+from . import ROOT, environment, markdown, traffic_cases
+from .machines.interpreter_counter import NotCounted
 
-ROOT = Path(__file__).parents[1]
 EXIT_NOT_COUNTED = 3
 BACKENDS = ("triton", "cuda")
 LIMIT = 1.05
@@ -52,15 +50,11 @@ def measure(backend: str, select: str = "") -> list[dict]:
 
     Raises NotCounted where there is nothing to count with, RuntimeError where the counting breaks.
     """
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "ABCKD_BACKEND")
-    }
-    if backend == "triton":
-        environment["TRITON_INTERPRET"] = "1"
+    settings = environment(ABCKD_BACKEND="auto", TRITON_INTERPRET="1" if backend == "triton" else "0")
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.json"
-        command = [sys.executable, "-m", "benchmarks.traffic", "--here", backend, "--select", select, "--json", rows]
-        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        command = [sys.executable, "-m", "abckd_verify.traffic", "--here", backend, "--select", select, "--json", rows]
+        result = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True)
         if result.returncode == EXIT_NOT_COUNTED:
             raise NotCounted(result.stderr.strip())
         if result.returncode:
@@ -71,9 +65,9 @@ def measure(backend: str, select: str = "") -> list[dict]:
 def measure_here(backend: str, select: str = "") -> list[dict]:
     """As `measure`, in this process, which must have been started for that backend."""
     if backend == "triton":
-        from .interpreter_counter import counting
+        from .machines.interpreter_counter import counting
     else:
-        from . import emulator_counter
+        from .machines import emulator_counter
 
         counting = functools.partial(emulator_counter.counting, emulator_counter.load())
     rows = []

@@ -14,11 +14,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+from .. import ROOT
 from . import machine_code
 from .compiled import JOBS, Kernel, ToolMissing, dump
 from .occupancy import KB
 
-ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "build" / "resources"
 ARCHITECTURES = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 # What torch's build of the extension gives nvcc, as far as it changes device code.

@@ -1,17 +1,13 @@
-"""Bytes that CUDA kernels load and store, counted by the emulator in tests/simt, on CPU tensors."""
+"""Bytes that CUDA kernels load and store, counted by the emulator, on CPU tensors."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from .emulator import Unavailable, emulated
 from .interpreter_counter import NotCounted, Traffic
-
-TESTS = Path(__file__).parents[1] / "tests"
 
 
 @dataclass
@@ -39,16 +35,9 @@ def load():
 
     Returns the emulator's library for `counting`. Raises NotCounted where there is no emulator.
     """
-    sys.path.insert(0, str(TESTS))
-    try:
-        import simt
-
-        emulated = importlib.import_module("simt.emulated")
-    except ImportError as error:
-        raise NotCounted(f"the CUDA kernels are counted in tests/simt, which can't be imported: {error}") from error
     try:
         return emulated.load()
-    except simt.Unavailable as error:
+    except Unavailable as error:
         raise NotCounted(str(error)) from error
 
 
