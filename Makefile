@@ -26,7 +26,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.run
 
 gpu-check: $(VENV)/installed
-	$(BIN)/python -m benchmarks.gpu_check
+	$(BIN)/python -m abckd_verify.gpu_check
 
 info: $(VENV)/installed
 	$(BIN)/python -m abckd_kernels.info

@@ -17,7 +17,6 @@ from benchmarks import (
     baseline,
     correctness,
     goals,
-    gpu_parts,
     growth,
     losses_page,
     measuring,
@@ -165,7 +164,7 @@ def test_layouts_and_dtypes_of_inputs():
 @pytest.fixture
 def gpu(monkeypatch):
     """The CPU passes for a GPU. Gives its properties."""
-    properties = fake_cuda.install(monkeypatch, gpu_parts)
+    properties = fake_cuda.install(monkeypatch)
     monkeypatch.setattr(devices.Gpu, "name", "cpu")
     monkeypatch.setitem(devices.DEVICES, "cpu", devices.Gpu)
     return properties

@@ -22,7 +22,7 @@ def check(x, power, lengths, padded_length, rng):
 
     exact = accuracy.float64(x)
     plain_x = x.detach().clone().requires_grad_()
-    plain_map, plain_mean = plain.tap(plain_x, power, valid)
+    plain_map, plain_mean = plain.tap(plain_x, power, given, padded_length)
     accuracy.assert_accurate(tapped.map, oracle.attention_map(exact, power, valid), plain_map, "map")
     accuracy.assert_accurate(tapped.mean, oracle.channel_mean(exact, valid), plain_mean, "mean")
 

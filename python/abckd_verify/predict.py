@@ -1,21 +1,22 @@
-"""`python -m abckd_verify.predict`: how long GPU kernels should take, from counted bytes and machine code, without a GPU.
+"""`python -m abckd_verify.predict`: how long GPU kernels should take, from counted bytes and machine code, no GPU.
 
-Every time is predicted, none is measured. Per op, with t_launch = 3 us assumed for each kernel:
+Every time is predicted, none is measured. Per op and direction, with t_launch = 3 us assumed for each kernel:
 
     t        = kernels * t_launch + max(t_memory, t_issue, t_double)
     t_memory = bytes / bandwidth
     t_issue  = warp instructions / (multiprocessors * 4 schedulers * clock)
     t_double = (conversions / conversion rate + fused multiply-adds / double rate) / (multiprocessors * clock)
 
-    bytes             = fewest possible bytes * (unique / fewest), as counted on a small batch
-    warp instructions = loaded bytes / (32 lanes * 16 bytes) * instructions of the inner loop per load of 16 bytes
+    bytes             = fewest possible bytes * (unique / fewest), as counted on the first of the Spec's `traffic` cases
+    warp instructions = loaded bytes / (warp's lanes * 16 bytes) * instructions of the inner loop per load of 16 bytes
 
-Counts are those of abckd_verify/traffic.py, where unique is what memory carries if the cache keeps what an op reads
-again; instructions are those of abckd_verify/resources.py, of the hungriest kernel of an op. It is a bound and no
-estimate: it takes for granted that enough loads are in flight, that clocks hold, and that no feature is in the cache
-when an op begins. Where the inner loop has no load of 16 bytes, t_issue isn't known and left out. t_double is that of
-CUDA's compress_forward, which sums in float64: per cell two conversions and one multiply-add for each inner product,
-one of each for each map that a gradient is made of.
+of each Spec's `timed` cases in float32 and bfloat16, contiguous, in a batch. Counts are those of abckd_verify.traffic,
+where unique is what memory carries if the cache keeps what an op reads again; instructions are those of
+abckd_verify.resources, of the hungriest kernel that the op launches for its own compiled cases. It is a bound and no
+estimate: it takes for granted that enough loads are in flight, that clocks hold, and that nothing is in the cache when
+an op begins. Products on matrix units (gram, project) are not in it. Where no inner loop has a load of 16 bytes,
+t_issue isn't known and left out. t_double is that of CUDA's compress_forward, which sums in float64: per cell two
+conversions and one multiply-add for each inner product, one of each for each map that a gradient is made of.
 """
 
 from __future__ import annotations
@@ -27,25 +28,26 @@ from pathlib import Path
 
 import torch
 
-from . import compulsory, markdown, traffic
+from . import markdown, traffic
 from .machines import compiled_cuda
 from .machines.compiled import Kernel, ToolMissing
 from .machines.interpreter_counter import NotCounted
 from .machines.occupancy import SCHEDULERS
+from .ops import SPECS
+from .running import Run
+from .spec import Case, Spec
 
 LAUNCH = 3e-6
-BYTES_PER_WARP_LOAD = 32 * 16
-STUDENTS, TEACHERS = (3, 32), (6, 64)  # layers, channels
-SIZES = ((8, 200, 64), (64, 200, 64))  # (B, T, F)
-DTYPES = ("float32", "bfloat16")
-OPS = ("tap_forward", "compress_forward", "compress_backward", "tap_backward")
+BATCH = 64
+DTYPES = (torch.float32, torch.bfloat16)
+DIRECTIONS = ("forward", "backward")
 
 
 @dataclass(frozen=True)
 class GPU:
     """bandwidth: bytes/s. clock: boost, Hz. arch: whose code is inspected. doubles, conversions: float64 multiply-adds,
-    and conversions to float64, per clock and multiprocessor (throughput table of the CUDA programming guide). source:
-    where the other figures are from.
+    and conversions to float64, per clock and multiprocessor (throughput table of the CUDA programming guide; for MI300X
+    derived from its peak rate). lanes: of a warp. source: where the other figures are from.
     """
 
     bandwidth: float
@@ -55,17 +57,32 @@ class GPU:
     doubles: int
     conversions: int
     source: str
+    lanes: int = 32
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Backends whose kernels it can run."""
+        return ("triton",) if self.arch.startswith("gfx") else ("cuda", "triton")
 
 
 GPUS = {
     "H100": GPU(
         3.35e12, 132, 1.98e9, "sm_90", 64, 16, "NVIDIA H100 data sheet, SXM5; clock: 67 TFLOPS / (132 * 128 lanes * 2)"
     ),
-    "A100": GPU(2.039e12, 108, 1.41e9, "sm_80", 32, 16, "NVIDIA A100 data sheet, 80 GB SXM; clock: white paper"),
-    "RTX4090": GPU(
-        1.008e12, 128, 2.52e9, "sm_86", 2, 2, "NVIDIA Ada white paper, RTX 4090; code of sm_86 stands for sm_89"
+    "H200": GPU(4.8e12, 132, 1.98e9, "sm_90", 64, 16, "NVIDIA H200 data sheet, SXM; clock: 67 TFLOPS as H100"),
+    "B200": GPU(
+        8e12, 148, 1.95e9, "sm_100", 64, 16,
+        "NVIDIA DGX B200 data sheet: 64 TB/s of 8 GPUs; clock: 37 TFLOPS in float64 / (148 * 64 lanes * 2)",
     ),
-}
+    "RTX5090": GPU(
+        1.792e12, 170, 2.407e9, "sm_120", 2, 2,
+        "NVIDIA RTX Blackwell white paper, GeForce RTX 5090: 1792 GB/s, 2407 MHz",
+    ),
+    "MI300X": GPU(
+        5.3e12, 304, 2.1e9, "gfx942", 64, 16, "AMD Instinct MI300X data sheet: 5.3 TB/s, 304 compute units, 2100 MHz",
+        lanes=64,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,8 +92,7 @@ class Prediction:
     gpu: str
     backend: str
     op: str
-    dtype: str
-    size: tuple[int, ...]
+    case: str
     bytes: float
     launches: int
     memory: float
@@ -98,140 +114,111 @@ class Prediction:
         return max(terms, key=terms.get)
 
 
-def predict(row: dict, gpu: str, kernels: list[Kernel], dtype: str, size: tuple[int, ...]) -> Prediction:
-    """The time of a traffic row's op at another size. kernels: those of the row's backend, for the GPU."""
+def predict(spec: Spec, case: Case, direction: str, gpu: str, row: dict, per_load: float | None) -> Prediction:
+    """One direction of an op on a case, from a row of its traffic and instructions per load of 16 bytes."""
     place = GPUS[gpu]
-    fewest = fewest_bytes(row["op"], dtype, size)
-    names = row["kernel"].split(" + ")
-    used = [kernel for name in names for kernel in _matching(name, row, kernels)]
-    per_load = [kernel.instructions_per_load for kernel in used]
+    fewest = fewest_bytes(spec, case, direction)
     issue = None
-    if used and all(per_load):
+    if per_load:
         loaded = fewest * row.get("loaded", row["moved"]) / row["compulsory"]
-        issue = loaded / BYTES_PER_WARP_LOAD * max(per_load) / (place.multiprocessors * SCHEDULERS * place.clock)
-    carried = fewest * row["unique"] / row["compulsory"]
-    memory = carried / place.bandwidth
-    double = double_seconds(place, size) if (row["backend"], row["op"]) == ("cuda", "compress_forward") else 0.0
-    return Prediction(gpu, row["backend"], row["op"], dtype, size, carried, len(names), memory, issue, double)
+        warp_loads = loaded / (16 * place.lanes)
+        issue = warp_loads * per_load / (place.multiprocessors * SCHEDULERS * place.clock)
+    carried = fewest * row["unique_ratio"]
+    double = double_seconds(place, case) if (row["backend"], row["op"]) == ("cuda", "compress_forward") else 0.0
+    launches = len(row["kernel"].split(" + "))
+    return Prediction(
+        gpu, row["backend"], row["op"], str(case), carried, launches, carried / place.bandwidth, issue, double
+    )
 
 
-def double_seconds(place: GPU, size: tuple[int, ...]) -> float:
+def double_seconds(place: GPU, case: Case) -> float:
     """Time of the float64 arithmetic in CUDA's compress_forward, without pooling."""
-    batch, frames, bands = size
-    (n, _), (m, _) = STUDENTS, TEACHERS
+    n, m = (len(case.options[side]) for side in ("students", "teachers"))
+    cells = case.options["batch"] * torch.Size(case.options["students"][0]).numel()
     products = n * (m + 1) + m * (m + 1) // 2
-    conversions = 2 * products + n + m
-    multiply_adds = products + n * (m + 1)
-    cycles = batch * frames * bands * (conversions / place.conversions + multiply_adds / place.doubles)
+    conversions, multiply_adds = 2 * products + n + m, products + n * (m + 1)
+    cycles = cells * (conversions / place.conversions + multiply_adds / place.doubles)
     return cycles / (place.multiprocessors * place.clock)
 
 
-def fewest_bytes(op: str, dtype: str, size: tuple[int, ...]) -> int:
-    """Compulsory bytes of one op of a step without means or lengths, whose maps are float32."""
-    batch, *grid = size
-
-    def empty(*shape: int, kind: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(shape, dtype=kind, device="meta")
-
-    (n, student_channels), (m, teacher_channels) = STUDENTS, TEACHERS
-    students = [empty(batch, student_channels, *grid, kind=getattr(torch, dtype)) for _ in range(n)]
-    teachers = [empty(batch, teacher_channels, *grid, kind=getattr(torch, dtype)) for _ in range(m)]
-    maps = [empty(batch, *grid) for _ in range(n + m)]
-    distances, attention, on_grid = empty(batch, n), empty(batch, n, m), empty(batch, n, *grid)
-    if op == "tap_forward":
-        return compulsory.tap_forward([*students, *teachers], maps, [])
-    if op == "tap_backward":
-        return compulsory.tap_backward(students, students, maps[:n], [], students)
-    if op == "compress_forward":
-        return compulsory.compress_forward(maps, [distances, attention, attention, on_grid])
-    return compulsory.compress_backward(distances, on_grid, maps[:n])
+def fewest_bytes(spec: Spec, case: Case, direction: str) -> int:
+    """Compulsory bytes, of tensors without data."""
+    run = Run(spec, spec.make(case, "meta", "empty"), lambda name: getattr(torch.ops.abckd, name).default)
+    run.forward()
+    if direction == "backward":
+        run.backward()
+    return run.bytes(direction)
 
 
-def _matching(name: str, row: dict, kernels: list[Kernel]) -> list[Kernel]:
-    """The compiled kernels that a name in a traffic row stands for."""
-    if row["backend"] == "cuda":
-        base, _, variant = compiled_cuda.short(name).partition("<")
-        wanted = variant.removesuffix(">") or "-"
-        return [kernel for kernel in kernels if (kernel.name, kernel.variant) == (base, wanted)]
-    case = "per sample, on the grid"
-    if name.startswith("tap"):
-        case = f"{row['dtype']}, {row['layout']}{', means and lengths' * row['means']}"
-    found = [kernel for kernel in kernels if kernel.name == name]
-    return [kernel for kernel in found if kernel.variant == case or kernel.variant.startswith(f"{case}, tile")]
+def predicted(batch: int = BATCH) -> list[tuple[Spec, Case]]:
+    """What is predicted: the timed cases of the DTYPES, contiguous."""
+    return [
+        (spec, case.sized(batch))
+        for spec in SPECS.values()
+        for case in spec.timed
+        if case.dtype in DTYPES and case.layout == "contiguous"
+    ]
 
 
-def kernels_for(backend: str, arch: str) -> list[Kernel]:
-    """Raises ToolMissing."""
+def counted(backend: str) -> dict[str, dict]:
+    """A traffic row for each op and direction: of the first case. Raises NotCounted."""
+    rows: dict[str, dict] = {}
+    for spec in SPECS.values():
+        if backend in spec.launches:
+            for row in traffic.measure(backend, f"{spec.name}-{spec.traffic[0]}"):
+                rows.setdefault(row["op"], row)
+    return rows
+
+
+def instructions(backend: str, arch: str) -> dict[tuple[str, str], float]:
+    """Of (op, direction): the most instructions per load of 16 bytes of any kernel. Raises ToolMissing."""
     if backend == "cuda":
         if missing := compiled_cuda.missing():
             raise ToolMissing(missing)
-        return [kernel for future in compiled_cuda.build_all((arch,)).values() for kernel in future.result()]
+        kernels = [kernel for future in compiled_cuda.build_all((arch,)).values() for kernel in future.result()]
+        return hungriest(kernels, lambda name: name.partition("_")[0])
     from .machines import compiled_triton
 
-    target = next(target for target in compiled_triton.TARGETS if f"sm_{target.arch}" == arch)
-    cases = [*(f"{dtype}, contiguous" for dtype in DTYPES), "per sample, on the grid"]
-    return [kernel for case in cases for kernel in compiled_triton.inspect_case(case, target)]
+    target = next(x for x in compiled_triton.TARGETS if arch in (f"sm_{x.arch}", x.arch))
+    cases = [(spec, case) for spec, case in compiled_triton.cases(target) if case == spec.compiled[0]]
+    kernels = [kernel for spec, case in cases for kernel in compiled_triton.inspect_case(spec, case, target)]
+    return hungriest(kernels, lambda name: name.partition(".")[0])
+
+
+def hungriest(kernels: list[Kernel], op_of) -> dict[tuple[str, str], float]:
+    found: dict[tuple[str, str], float] = {}
+    for kernel in kernels:
+        if kernel.instructions_per_load:
+            key = op_of(kernel.name), DIRECTIONS["backward" in kernel.name]
+            found[key] = max(found.get(key, 0), kernel.instructions_per_load)
+    return found
 
 
 def table(predictions: list[Prediction]) -> str:
-    """In Markdown. Steps are sums of their ops."""
-    titles = ("backend", "op", "dtype", "B x T x F", "predicted MB", "predicted us", "predicted memory us",
-              "predicted issue us", "predicted double us", "assumed launch us", "bound by")  # fmt: skip
+    """In Markdown."""
+    titles = ("backend", "op", "case", "predicted MB", "predicted us", "predicted memory us", "predicted issue us",
+              "predicted double us", "assumed launch us", "bound by")  # fmt: skip
     rows = []
     for one in predictions:
         issue = "-" if one.issue is None else f"{one.issue * 1e6:.1f}"
-        what = (one.backend, one.op, one.dtype, " x ".join(map(str, one.size)), f"{one.bytes / 1e6:.1f}")
         times = (f"{one.total * 1e6:.1f}", f"{one.memory * 1e6:.1f}", issue, f"{one.double * 1e6:.1f}")
-        rows.append([*what, *times, f"{one.launch * 1e6:.0f}", one.bound])
+        rows.append(
+            [one.backend, one.op, one.case, f"{one.bytes / 1e6:.1f}", *times, f"{one.launch * 1e6:.0f}", one.bound]
+        )
     return markdown.table(titles, rows)
-
-
-def steps(predictions: list[Prediction]) -> str:
-    """Predicted time of a whole step: forward and backward of all its ops."""
-    totals: dict[tuple, float] = {}
-    for one in predictions:
-        key = one.backend, one.dtype, one.size
-        totals[key] = totals.get(key, 0) + one.total
-    rows = [
-        [backend, dtype, " x ".join(map(str, size)), f"{total * 1e6:.1f}"]
-        for (backend, dtype, size), total in totals.items()
-    ]
-    return markdown.table(["backend", "dtype", "B x T x F", "whole step, predicted us"], rows)
-
-
-def _size(text: str) -> tuple[int, ...]:
-    sizes = tuple(int(part) for part in text.split(","))
-    if len(sizes) != 3 or min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"expected B,T,F, for instance 8,200,64, got {text!r}")
-    return sizes
-
-
-def counted(backend: str) -> dict[tuple[str, str], dict]:
-    """Traffic rows of contiguous features without means, by op and dtype. Raises NotCounted."""
-    rows = {}
-    for dtype in DTYPES:
-        # A whole step where it is counted, else tap alone: maps are float32 whatever features are.
-        for case in ("step-step", "tap-even"):
-            found = [row for row in traffic.measure(backend, f"{case}-{dtype}-contiguous") if not row["means"]]
-            for row in found:
-                rows.setdefault((row["op"], dtype), row)
-            if found:
-                break
-    return {(op, dtype): rows.get((op, dtype)) or rows[op, DTYPES[0]] for op in OPS for dtype in DTYPES}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0].replace("`", ""))
     parser.add_argument("--gpu", choices=GPUS, action="append", help="which (repeatable; default: all)")
     parser.add_argument("--backend", choices=traffic.BACKENDS, action="append", help="which (repeatable; default: all)")
-    parser.add_argument(
-        "--size", type=_size, action="append", help="B,T,F (repeatable; default: 8,200,64 and 64,200,64)"
-    )
+    parser.add_argument("--batch", type=int, default=BATCH, help="samples (%(default)s)")
     parser.add_argument("--json", help="also write the rows to this file")
     options = parser.parse_args()
+    if options.batch < 1:
+        parser.error(f"--batch: expected at least 1, got {options.batch}")
 
     print(__doc__.partition("\n\n")[2])
-    print(f"student {STUDENTS[0]} x (B, {STUDENTS[1]}, T, F), teacher {TEACHERS[0]} x (B, {TEACHERS[1]}, T, F)\n")
     rows, everything = {}, []
     for backend in options.backend or traffic.BACKENDS:
         try:
@@ -246,18 +233,20 @@ def main() -> None:
         )
         predictions = []
         for backend, of_backend in rows.items():
+            if backend not in gpu.runs:
+                continue
             try:
-                kernels = kernels_for(backend, gpu.arch)
+                per_load = instructions(backend, gpu.arch)
             except (ToolMissing, ImportError) as error:
                 print(f"{backend}: not predicted, {error}\n")
                 continue
             predictions += [
-                predict(of_backend[op, dtype], name, kernels, dtype, size)
-                for size in options.size or SIZES
-                for dtype in DTYPES
-                for op in OPS
+                predict(spec, case, way, name, of_backend[f"{spec.name}_{way}"], per_load.get((spec.name, way)))
+                for spec, case in predicted(options.batch)
+                if backend in spec.launches
+                for way in DIRECTIONS
             ]
-        print(f"{table(predictions)}\n\n{steps(predictions)}\n")
+        print(f"{table(predictions)}\n")
         everything += [asdict(one) | {"predicted_seconds": one.total, "bound": one.bound} for one in predictions]
     if options.json:
         Path(options.json).write_text(json.dumps(everything, indent=1))

@@ -48,7 +48,7 @@ def cuda_kernels() -> list[Kernel]:
 
 
 def triton_kernels() -> list[Kernel]:
-    """All cases on all targets. Raises ToolMissing."""
+    """All cases for two targets, a case per kernel for the others. Raises ToolMissing."""
     try:
         from .machines import compiled_triton
     except ImportError as error:
@@ -56,9 +56,9 @@ def triton_kernels() -> list[Kernel]:
     nvidia_tool("cuobjdump")
     return [
         kernel
-        for case in compiled_triton.CASES
         for target in compiled_triton.TARGETS
-        for kernel in compiled_triton.inspect_case(case, target)
+        for spec, case in compiled_triton.cases(target)
+        for kernel in compiled_triton.inspect_case(spec, case, target)
     ]
 
 

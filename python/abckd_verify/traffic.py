@@ -1,15 +1,13 @@
 """`python -m abckd_verify.traffic`: bytes that the GPU kernels move over the fewest possible, counted without a GPU.
 
-Triton's kernels are counted in Triton's interpreter, the CUDA kernels in the emulator. `moved` sums what
-the elements of all loads and stores asked for. `unique` is what memory carries where the cache keeps what an op reads
-again: distinct sectors of 32 bytes, namely all that its launches store and those that its hungriest launch loads; the
-others load what that one loaded, or what they stored. The fewest possible: abckd_verify/compulsory.py.
+Triton's kernels are counted in Triton's interpreter, the CUDA kernels in the emulator, on each Spec's `traffic` cases.
+`moved` sums what the elements of all loads and stores asked for. `unique` is what memory carries where the cache keeps
+what an op reads again: distinct sectors of 32 bytes, namely all that its launches store and those that its hungriest
+launch loads; the others load what that one loaded, or what they stored. The fewest possible: `Run.bytes`.
 
 Gates (--check), each at most 1.05 but for the last:
-    moved / compulsory       divergence, pointwise, spectral and tap, both ways; cuda: also a whole step of abc_loss
-                             (its taps take no means)
-    unique / compulsory      compress, whose maps fit into the cache; project, whose weight and its gradient do; the
-                             Jensen-Shannon divergence's forward, which reads its logits again behind the normalisers
+    moved / compulsory       where a Spec says so: what is read once; cuda: also a whole step of abc_loss
+    unique / compulsory      where a Spec says so: what is read again from the cache
     sectors / ideal sectors  cuda, on contiguous features; at most 2 where channels don't begin at multiples of 16
                              bytes, because a warp's stretch of a row then begins anywhere within a sector
 """
@@ -24,29 +22,38 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
 from abckd_kernels import use_backend
 
-from . import ROOT, environment, markdown, traffic_cases
+from . import ROOT, environment, markdown
+from .inputs import name_of
 from .machines.interpreter_counter import NotCounted
+from .ops import SPECS
+from .running import Run
+from .spec import LIMIT, MEGABYTE, Case, Spec, tensors
 
 EXIT_NOT_COUNTED = 3
 BACKENDS = ("triton", "cuda")
-LIMIT = 1.05
 LIMIT_OF_UNALIGNED_SECTORS = 2.0
 EMULATED = ("sectors", "ideal_sectors", "loaded", "loaded_by_16")
 SERVED_BY = {"triton": "triton", "cuda": "cpu"}  # the emulator stands in for the CPU's own kernels
-STEPS = {"forward": ("tap_forward", "compress_forward"), "backward": ("compress_backward", "tap_backward")}
+STEP = {  # of abc_loss: rows that make one, as (op, case); backward reads the student's features again
+    "step_forward": (("tap_forward", "step, all layers"), ("compress_forward", "step")),
+    "step_backward": (("compress_backward", "step"), ("tap_backward", "step, student")),
+}
+
+
+def of(backend: str) -> list[tuple[Spec, Case]]:
+    """What is counted for a backend."""
+    specs = [spec for spec in SPECS.values() if backend in spec.launches]
+    return [(spec, spec.sized(case, MEGABYTE)) for spec in specs for case in spec.traffic]
 
 
 def measure(backend: str, select: str = "") -> list[dict]:
     """Rows of one backend, for the cases whose name contains `select`, counted in a process of its own.
 
-    A row has backend, op, kernel (of several: joined by " + "), id and case, dtype, layout, shape (of several layers:
-    a list of them, of which the first `students` are the student's), means, lengths; moved, compulsory and unique
-    bytes and their ratios; for cuda also sectors_over_ideal and share_16_byte, of the loaded bytes. A step's rows are
-    those of its ops, then step_forward and step_backward, their sums.
+    A row has backend, op, kernel (of several: joined by " + "), id and case, dtype, layout, shape (of its largest
+    argument), limits (ratio: the most it may be); moved, compulsory and unique bytes and their ratios; for cuda also
+    sectors_over_ideal and share_16_byte, of the loaded bytes. A step's rows are sums of those of its ops.
 
     Raises NotCounted where there is nothing to count with, RuntimeError where the counting breaks.
     """
@@ -72,37 +79,68 @@ def measure_here(backend: str, select: str = "") -> list[dict]:
         counting = functools.partial(emulator_counter.counting, emulator_counter.load())
     rows = []
     with use_backend(SERVED_BY[backend]):
-        for case in traffic_cases.of(backend):
-            if select not in str(case):
+        for spec, case in of(backend):
+            if select not in f"{spec.name}-{case}":
                 continue
-            ops = {}
-            for op, work in traffic_cases.run(case):
+            run = Run(spec, spec.make(case, values="random"))
+            for direction in ("forward", "backward"):
                 with counting() as counter:
-                    fewest = work()
-                ops[op] = _row(backend, op, case, counter.kernels, fewest)
-            rows += ops.values()
-            if case.kind == "step":
-                rows += [_total(f"step_{name}", [ops[op] for op in parts]) for name, parts in STEPS.items()]
-    return rows
+                    getattr(run, direction)()
+                rows.append(row(backend, spec, case, direction, counter.kernels, run))
+    return rows + steps(rows)
 
 
-def _row(backend: str, op: str, case: traffic_cases.Case, kernels: dict, fewest: int) -> dict:
+def row(backend: str, spec: Spec, case: Case, direction: str, kernels: dict, run: Run) -> dict:
     names = ("moved", *EMULATED) if backend == "cuda" else ("moved",)
     total = {name: sum(getattr(traffic, name) for traffic in kernels.values()) for name in names}
     total["unique"] = max(x.unique_loaded for x in kernels.values()) + sum(x.unique_stored for x in kernels.values())
-    row = {"backend": backend, "op": op, "kernel": " + ".join(kernels), **case.describe, "compulsory": fewest, **total}
-    return _with_ratios(row)
+    largest = max(tensors(run.arguments.values()), key=lambda x: x.nbytes)
+    described = {
+        "backend": backend,
+        "op": f"{spec.name}_{direction}",
+        "kernel": " + ".join(kernels),
+        "id": f"{spec.name}-{case}",
+        "case": case.name,
+        "dtype": name_of(case.dtype),
+        "layout": case.layout,
+        "shape": list(largest.shape),
+    }
+    found = with_ratios(described | {"compulsory": run.bytes(direction)} | total)
+    limits = dict(spec.gates(direction, case))
+    if backend == "cuda" and case.layout == "contiguous":
+        limits["sectors_over_ideal"] = LIMIT if _rows_are_aligned(run) else LIMIT_OF_UNALIGNED_SECTORS
+    return found | {"limits": limits}
 
 
-def _total(op: str, parts: list[dict]) -> dict:
-    row = dict(parts[0], op=op, kernel=" + ".join(part["kernel"] for part in parts))
+def _rows_are_aligned(run: Run) -> bool:
+    """True if every channel of every feature, and every map of it, begins at a multiple of 16 bytes."""
+    found = [x for x in tensors(run.arguments.values()) if x.dim() > 2]
+    return all(x.shape[-1] * x.shape[-2] * size % 16 == 0 for x in found for size in (x.itemsize, max(x.itemsize, 4)))
+
+
+def steps(rows: list[dict]) -> list[dict]:
+    """Whole steps of abc_loss, for each dtype of which all parts are among the rows. Maps have a dtype of their own."""
+    known = {(x["op"], x["case"], x["dtype"]): x for x in rows}
+    found = []
+    for dtype, batch in (("float32", ""), ("bfloat16", " of two")):
+        for name, parts in STEP.items():
+            keys = [(op, case + batch, "float32" if op.startswith("compress") else dtype) for op, case in parts]
+            if all(key in known for key in keys):
+                found.append(total(name, [known[key] for key in keys]))
+    return found
+
+
+def total(op: str, parts: list[dict]) -> dict:
+    tap = next(part for part in parts if part["op"].startswith("tap"))
+    limits = {"ratio": LIMIT} if tap["backend"] == "cuda" else {}
+    found = tap | {"op": op, "kernel": " + ".join(part["kernel"] for part in parts), "limits": limits}
     for name in ("moved", "unique", "compulsory", *EMULATED):
-        if name in row:
-            row[name] = sum(part[name] for part in parts)
-    return _with_ratios(row)
+        if name in found:
+            found[name] = sum(part[name] for part in parts)
+    return with_ratios(found)
 
 
-def _with_ratios(row: dict) -> dict:
+def with_ratios(row: dict) -> dict:
     row["ratio"] = row["moved"] / row["compulsory"]
     row["unique_ratio"] = row["unique"] / row["compulsory"]
     if "sectors" in row:
@@ -111,56 +149,30 @@ def _with_ratios(row: dict) -> dict:
     return row
 
 
-def gates(row: dict) -> dict[str, float]:
-    """The row's ratios that are limited, and by what."""
-    limits = {}
-    if row["op"].startswith(("tap", "pointwise", "spectral")) or _is_step_of_abc_loss(row):
-        limits["ratio"] = LIMIT
-    if row["op"].startswith("divergence"):
-        limits["unique_ratio" if row["op"].endswith("forward") and row["divergence"] == "jsd" else "ratio"] = LIMIT
-    if row["op"].startswith(("compress", "project")):
-        limits["unique_ratio"] = LIMIT
-    if "sectors_over_ideal" in row and row["layout"] == "contiguous":
-        limits["sectors_over_ideal"] = LIMIT if _rows_are_aligned(row) else LIMIT_OF_UNALIGNED_SECTORS
-    return limits
-
-
-def _rows_are_aligned(row: dict) -> bool:
-    """True if every channel of every contiguous feature, and every map, begins at a multiple of 16 bytes."""
-    item = getattr(torch, row["dtype"]).itemsize
-    return all(shape[-1] * shape[-2] * size % 16 == 0 for shape in _shapes(row) for size in (item, max(item, 4)))
-
-
-def _is_step_of_abc_loss(row: dict) -> bool:
-    return row["op"].startswith("step") and row["backend"] == "cuda" and not row["means"]
-
-
 def failures(rows: list[dict]) -> list[str]:
     """A sentence for each gate that a row fails."""
     return [
-        f"{name_of(row)}: {gate} {row[gate]:.3f}, at most {limit}"
+        f"{title(row)}: {gate} {row[gate]:.3f}, at most {limit}"
         for row in rows
-        for gate, limit in gates(row).items()
+        for gate, limit in row["limits"].items()
         if not row[gate] <= limit
     ]
 
 
-def name_of(row: dict) -> str:
-    means = " with means" if row["means"] else ""
-    return f"{row['backend']} {row['op']}, {row['case']}, {row['dtype']} {row['layout']}{means}"
+def title(row: dict) -> str:
+    return f"{row['backend']} {row['op']}, {row['case']}, {row['dtype']} {row['layout']}"
 
 
 def table(rows: list[dict]) -> str:
     """The rows in Markdown; a ratio above its gate is bold."""
-    titles = ("backend", "op", "case", "shape", "dtype", "layout", "means", "moved MB", "moved / compulsory",
+    titles = ("backend", "op", "case", "largest argument", "dtype", "layout", "moved MB", "moved / compulsory",
               "unique / compulsory", "sectors / ideal", "by 16 bytes", "kernels")  # fmt: skip
     shown_rows = []
     for row in rows:
         shown = [_ratio(row, name) for name in ("ratio", "unique_ratio", "sectors_over_ideal")]
         share = f"{row['share_16_byte']:.0%}" if "share_16_byte" in row else ""
-        what = (row["backend"], row["op"], row["case"], _shape(row), row["dtype"], row["layout"])
-        moved = f"{row['moved'] / 1e6:.2f}"
-        shown_rows.append([*what, "yes" if row["means"] else "no", moved, *shown, share, row["kernel"]])
+        what = (row["backend"], row["op"], row["case"], str(tuple(row["shape"])), row["dtype"], row["layout"])
+        shown_rows.append([*what, f"{row['moved'] / 1e6:.2f}", *shown, share, row["kernel"]])
     return markdown.table(titles, shown_rows)
 
 
@@ -168,27 +180,13 @@ def _ratio(row: dict, name: str) -> str:
     if name not in row:
         return ""
     text = f"{row[name]:.3f}"
-    return f"**{text}**" if not row[name] <= gates(row).get(name, row[name]) else text
-
-
-def _shapes(row: dict) -> list[list[int]]:
-    return row["shape"] if isinstance(row["shape"][0], list) else [row["shape"]]
-
-
-def _shape(row: dict) -> str:
-    shapes = _shapes(row)
-    groups = shapes[: row["students"]], shapes[row["students"] :]
-    return ", ".join(
-        f"{group.count(shape)} x {tuple(shape)}" if len(shapes) > 1 else str(tuple(shape))
-        for group in groups
-        for shape in {tuple(shape): shape for shape in group}.values()
-    )
+    return f"**{text}**" if not row[name] <= row["limits"].get(name, row[name]) else text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--backend", choices=BACKENDS, action="append", help="which (repeatable; default: all)")
-    parser.add_argument("--select", default="", help="only cases whose name (kind-name-dtype-layout) contains this")
+    parser.add_argument("--select", default="", help="only cases whose name (op-name-dtype-layout) contains this")
     parser.add_argument("--json", help="also write the rows to this file")
     parser.add_argument("--check", action="store_true", help="exit with an error if a gate fails or can't be tried")
     parser.add_argument("--here", choices=BACKENDS, help=argparse.SUPPRESS)

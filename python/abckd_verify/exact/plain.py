@@ -6,15 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import oracle
+from .oracle import pooling_matrix
+from .padding import masked, positions, valid_frames
 
 
-def tap(x: Tensor, power: int, valid: list[int]) -> tuple[Tensor, Tensor]:
+def tap(x: Tensor, power: int, lengths: Tensor | None = None, padded_length: int = 0) -> tuple[Tensor, Tensor]:
     """Attention map and channel means."""
-    frames = torch.arange(x.shape[2]) < torch.tensor(valid, dtype=torch.int64)[:, None]
-    x = torch.where(frames.reshape(x.shape[0], 1, -1, *[1] * (x.dim() - 3)), x, 0)
-    positions = torch.tensor(valid).clamp(min=1)[:, None] * (x[0, 0, 0].numel() if x.shape[0] else 1)
-    return (x.abs() ** power).mean(1), x.flatten(2).sum(2) / positions
+    x = masked(x, lengths, padded_length)
+    return (x.abs() ** power).mean(1), x.flatten(2).sum(2) / _columns(positions(x, lengths, padded_length))
+
+
+def _columns(count: Tensor | int) -> Tensor | int:
+    return count[:, None] if isinstance(count, Tensor) else count
 
 
 def compress(
@@ -26,14 +29,19 @@ def compress(
     n, batch = len(student_maps), maps[0].shape[0]
     grid = [min(x.shape[axis] for x in maps) for axis in (1, 2)] if grid is None else [*grid, 1][:2]
     padded_length = max(x.shape[1] for x in maps) if padded_length is None else padded_length
-    rows = torch.tensor(oracle.valid_frames(lengths, grid[0], padded_length, batch))
-    inside = (torch.arange(grid[0]) < rows[:, None])[..., None]
-    parts = rows.clamp(min=1) if per_frame else torch.ones(batch)
+    lengths = None if lengths is None else torch.as_tensor(lengths, device=maps[0].device)
+    parts = torch.ones(batch, device=maps[0].device)
+    if per_frame:
+        parts = parts * grid[0] if lengths is None else valid_frames(lengths, grid[0], padded_length).clamp(min=1)
 
     def normalised(x):
-        valid = oracle.valid_frames(lengths, x.shape[1], padded_length, batch)
-        over_frames = torch.stack([_pooling(grid[0], x.shape[1], frames).to(x) for frames in valid])
-        x = torch.where(inside, over_frames @ x @ _pooling(grid[1], x.shape[2]).to(x).T, 0)
+        if lengths is None:
+            x = functional.adaptive_avg_pool2d(x, grid)
+        else:
+            valid = valid_frames(lengths, x.shape[1], padded_length).tolist()
+            over_frames = torch.stack([_pooling(grid[0], x.shape[1], frames).to(x) for frames in valid])
+            x = over_frames @ x @ _pooling(grid[1], x.shape[2]).to(x).T
+            x = masked(x, lengths, padded_length, axis=1)
         return functional.normalize(x if per_frame else x.flatten(1)[:, None], dim=-1)
 
     maps = torch.stack([normalised(x) for x in maps], 1)
@@ -41,7 +49,7 @@ def compress(
     if scores is None:
         scores = torch.einsum("bngu,bmgu->bnm", a, t) / parts[:, None, None].to(a) / temperature
     if mask is not None:
-        scores = scores.masked_fill(~torch.as_tensor(mask), -torch.inf)
+        scores = scores.masked_fill(~torch.as_tensor(mask, device=scores.device), -torch.inf)
     attention = scores.softmax(-1).to(a)
     error = a - torch.einsum("bnm,bmgu->bngu", attention, t)
     return error.square().sum((2, 3)) / parts[:, None].to(a), attention
@@ -53,7 +61,8 @@ def abc_loss(
     """Mean over the batch."""
     features = [*students, *(x.detach() for x in teachers)]
     padded_length, batch, n = max(x.shape[2] for x in features), features[0].shape[0], len(students)
-    maps = [tap(x, power, oracle.valid_frames(lengths, x.shape[2], padded_length, batch))[0] for x in features]
+    lengths = None if lengths is None else torch.as_tensor(lengths)
+    maps = [tap(x, power, lengths, padded_length)[0] for x in features]
     if isinstance(scores, str):
         scores = torch.zeros(batch, n, len(teachers))
     distances, _ = compress(
@@ -70,4 +79,4 @@ def abc_loss(
 
 
 def _pooling(cells: int, size: int, valid: int | None = None) -> Tensor:
-    return torch.from_numpy(oracle.pooling_matrix(cells, size, valid))
+    return torch.from_numpy(pooling_matrix(cells, size, valid))

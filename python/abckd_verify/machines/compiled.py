@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import pickle
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
+from .. import ROOT
 from . import machine_code
 from .machine_code import Instruction, Loop
 from .occupancy import occupancy
 
 JOBS = 2  # compilers and disassemblers at once
+CACHE = ROOT / "build" / "resources"
 
 
 class ToolMissing(RuntimeError):
@@ -126,3 +132,25 @@ def dump(cubin: Path | str, what: str) -> str:
     """What `cuobjdump --dump-WHAT` prints."""
     command = [nvidia_tool("cuobjdump"), f"--dump-{what}", str(cubin)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def kept(name: str, key: Sequence[str | bytes], make: Callable[[], object]):
+    """make(), or what it made before for this key, by the same reader: in build/resources, named by both."""
+    hashed = hashlib.sha256("\0".join([name, _reader()]).encode())
+    for part in key:
+        hashed.update(part if isinstance(part, bytes) else part.encode())
+    file = CACHE / f"read-{hashed.hexdigest()[:24]}.pickle"
+    if file.exists():
+        return pickle.loads(file.read_bytes())
+    made = make()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(f".{os.getpid()}")
+    unfinished.write_bytes(pickle.dumps(made))
+    unfinished.replace(file)
+    return made
+
+
+@cache
+def _reader() -> str:
+    """What reads machine code."""
+    return "".join((Path(__file__).parent / name).read_text() for name in ("compiled.py", "machine_code.py"))

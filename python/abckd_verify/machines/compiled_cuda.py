@@ -16,10 +16,9 @@ from pathlib import Path
 
 from .. import ROOT
 from . import machine_code
-from .compiled import JOBS, Kernel, ToolMissing, dump
+from .compiled import CACHE, JOBS, Kernel, ToolMissing, dump
 from .occupancy import KB
 
-CACHE = ROOT / "build" / "resources"
 ARCHITECTURES = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 # What torch's build of the extension gives nvcc, as far as it changes device code.
 FLAGS = ("-O3", "-std=c++20", "--expt-relaxed-constexpr", f"-I{ROOT / 'csrc' / 'include'}")

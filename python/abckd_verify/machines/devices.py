@@ -121,20 +121,26 @@ class Gpu:
     @staticmethod
     def captured(step: Callable[[], object]) -> Callable[[], None]:
         """The replay of a captured step(). Raises RuntimeError where it can't be captured."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):  # compile and allocate before the capture
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            results = step()
+        graph, results = capture(step)
 
         def replay(results=results) -> None:  # that own the memory the graph writes to
             graph.replay()
 
         return replay
+
+
+def capture(step: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, object]:
+    """A graph of step() and what it returned, which a replay writes again. Raises RuntimeError."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compile and allocate before the capture
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+    return graph, results
 
 
 DEVICES = {"cpu": Cpu, "cuda": Gpu}

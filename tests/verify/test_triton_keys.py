@@ -35,6 +35,7 @@ from abckd_kernels.ops.pyramid import triton as pyramid_kernels  # noqa: E402
 from abckd_kernels.ops.spectral import triton as spectral_kernels  # noqa: E402
 from abckd_kernels.ops.tap import triton as tap_kernels  # noqa: E402
 from abckd_verify.machines import compiled_triton  # noqa: E402
+from abckd_verify.ops import SPECS  # noqa: E402
 
 TARGET = compiled_triton.TARGETS[2]  # sm_90
 MOST_KEYS = 3
@@ -187,7 +188,7 @@ def test_each_kernel_of_the_library_is_counted():
         LAUNCHED.update(launch[0] for launch in launches)
     kernels = {
         value
-        for op in compiled_triton.OPS
+        for op in compiled_triton.modules()
         if op is not gram_kernels  # still compiled for particular sizes: up to 23 keys
         for name, value in vars(op).items()
         if name.endswith("_kernel") and isinstance(value, triton.JITFunction)
@@ -274,10 +275,12 @@ def narrow_products(launch):
     return [place for value, place in product.items() if value in seen]
 
 
-@pytest.mark.parametrize("case", compiled_triton.CASES)
-def test_no_product_of_32_bits_reaches_an_address(case):
-    with compiled_triton.recorded(TARGET) as launches:
-        compiled_triton.CASES[case]()
+@pytest.mark.parametrize(
+    "spec, case",
+    [pytest.param(spec, case, id=f"{spec.name}-{case}") for spec in SPECS.values() for case in spec.compiled],
+)
+def test_no_product_of_32_bits_reaches_an_address(spec, case):
+    launches = compiled_triton.launches(spec, case, TARGET)
     assert launches
     found = {launch[0].__name__: places for launch in launches if (places := narrow_products(launch))}
     assert not found

@@ -15,8 +15,9 @@ import pytest
 from abckd_kernels import backends
 from abckd_verify.machines import emulator as simt
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 SELECTED = {
+    "verify/test_specs.py": "test_numerics",
     "test_tap.py": "test_",
     "test_compress.py": "test_",
     "test_spectral.py": "test_",
