@@ -67,6 +67,12 @@ LEFT_OUT = """## Left out
 """  # noqa: E501 - Markdown
 
 
+def write(losses: dict[str, dict]) -> None:
+    """Keep what the page has of each loss, a line per loss."""
+    rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in losses.items())
+    MEASURED.write_text(f'{{"losses": {{\n{rows}\n}}}}\n')
+
+
 def measured() -> dict[str, dict]:
     """By name of a loss: traffic, time, memory and errors beside the published form (suite.py), and the machine."""
     return json.loads(MEASURED.read_text())["losses"]

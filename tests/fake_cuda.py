@@ -29,6 +29,10 @@ class Stream:
         assert isinstance(other, Stream)
 
 
+def _listed(results):
+    return [results] if isinstance(results, torch.Tensor) else results
+
+
 def install(monkeypatch) -> SimpleNamespace:
     """Put the stand-ins into torch.cuda and notice the steps that `devices.capture` captures. Gives the properties."""
     capture, capturing = devices.capture, []
@@ -38,7 +42,7 @@ def install(monkeypatch) -> SimpleNamespace:
 
         def replay(self) -> None:
             for step, results in self.captured:
-                for result, again in zip(results, step(), strict=True):
+                for result, again in zip(_listed(results), _listed(step()), strict=True):
                     result.detach().copy_(again.detach())
 
     @contextlib.contextmanager

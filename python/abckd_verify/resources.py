@@ -1,7 +1,7 @@
 """`python -m abckd_verify.resources`: what every GPU kernel takes from a multiprocessor, read from its machine code.
 
 The CUDA kernels are compiled by nvcc and the Triton kernels by Triton, for every architecture that we name and without
-a GPU. --write puts the table into docs/resources.md.
+a GPU. --write puts the worst of each kernel into docs/resources.md, and all rows into build/resources.md.
 
 Gates (--check): no spill and no local memory anywhere; tap's loops over features load by 16 bytes, and no thread waits
 for another in them (but for Triton's tap with means).
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .machines import compiled_cuda
 from .machines.compiled import Kernel, ToolMissing, nvidia_tool
-from .resources_page import PAGE, page, table, titled, worst
+from .resources_page import ALL, PAGE, everything, page, table, titled, worst
 
 
 def problems(kernel: Kernel) -> list[str]:
@@ -104,6 +104,8 @@ def main() -> None:
             skipped.append(f"{backend}: not inspected, {error}")
     if options.write:
         PAGE.parent.mkdir(exist_ok=True)
+        ALL.parent.mkdir(exist_ok=True)
+        ALL.write_text(everything(kernels))
         PAGE.write_text(page(kernels, PAGE.read_text() if PAGE.exists() else ""))
     for title, found in titled(kernels):
         print(f"{title}, worst of each kernel (of {len(found)} instances)\n\n{worst(found)}\n")

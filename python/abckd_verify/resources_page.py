@@ -10,11 +10,12 @@ from . import ROOT, markdown
 from .machines import compiled_cuda, occupancy
 from .machines.compiled import Kernel
 
-PAGE = ROOT / "docs" / "resources.md"
+PAGE, ALL = ROOT / "docs" / "resources.md", ROOT / "build" / "resources.md"
 TITLES = ("cuda, NVIDIA", "triton, NVIDIA", "triton, AMD", "Occupancy")
 HEAD = """# What the GPU kernels take
 
-Written by `python -m abckd_verify.resources --write`, from machine code; nothing ran, and no GPU was there.
+Written by `python -m abckd_verify.resources --write`, from machine code; nothing ran, and no GPU was there. The rows of all
+instances go to build/resources.md.
 """
 COLUMNS: dict[str, Callable[[Kernel], str]] = {
     "threads": lambda kernel: str(kernel.threads),
@@ -54,16 +55,19 @@ def page(kernels: dict[str, list[Kernel]], written: str = "") -> str:
     return "\n\n## ".join([head, *(sections[title] for title in TITLES if title in sections)]) + "\n"
 
 
+def everything(kernels: dict[str, list[Kernel]]) -> str:
+    """A row per kernel and variant of these backends."""
+    return f"{MEANING}\n" + "\n\n".join(f"## {title}\n\n{table(found)}" for title, found in titled(kernels)) + "\n"
+
+
 def _section(title: str, kernels: list[Kernel]) -> str:
     architectures = " / ".join(dict.fromkeys(kernel.arch for kernel in kernels))
     made = f"Compiled on {platform.machine()} by {compiler(kernels[0].backend)}, for {architectures}."
     return "\n\n".join(
         [
             title,
-            f"{made} The worst of each kernel:",
+            f"{made} The worst of each kernel, of {len(kernels)} instances:",
             worst(kernels),
-            f"All {len(kernels)} instances:",
-            table(kernels),
         ]
     )
 

@@ -4,6 +4,7 @@ The emulator fails a launch that touches a byte too many, races, or leaves a bar
 which blocks and threads run, so that results which depend on it are found too.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from abckd_kernels import backends
+from abckd_verify import environment
 from abckd_verify.machines import emulator as simt
 
 TESTS = Path(__file__).parents[1]
@@ -46,6 +48,15 @@ def run_emulated(seed: int, *arguments: str) -> int:
 @pytest.mark.parametrize("file", SELECTED)
 def test_numerics_in_the_emulator(file):
     assert run_emulated(1, file, "-k", SELECTED[file]) >= 9
+
+
+def test_no_barrier_can_be_left_out():
+    """Without any one of them, a case of the op's Spec fails: as a race or as a wrong result."""
+    command = [sys.executable, str(Path(__file__).parent / "left_out_barriers.py")]
+    result = subprocess.run(command, text=True, env=environment(), capture_output=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    found = json.loads(result.stdout)
+    assert len(found) >= 4 and [place for place, how in found.items() if not how] == []
 
 
 @pytest.mark.parametrize("seed", [2, 3, 4])

@@ -32,6 +32,9 @@ class Buffers {
 // The next launches run blocks and threads in another order. The same seed gives the same order.
 void set_seed(std::uint64_t seed);
 
+// The next launches run as if the barrier on that line, of a block or a warp, were not there; null: all are.
+void leave_out_barrier(const char* end_of_file_name, int line);
+
 // Loads or stores of global memory. A request is one access of a warp; sectors are 32 bytes.
 struct Traffic {
   std::uint64_t requests, bytes;  // distinct bytes of each request

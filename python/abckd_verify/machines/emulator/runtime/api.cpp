@@ -32,6 +32,7 @@ const char* remember(std::string message) {
 extern "C" {
 
 void simt_set_seed(std::uint64_t seed) { simt::set_seed(seed); }
+void simt_leave_out_barrier(const char* end_of_file_name, int line) { simt::leave_out_barrier(end_of_file_name, line); }
 void simt_reset_counters() { simt::reset_counters(); }
 int simt_register_buffer(const char* name, void* data, std::size_t bytes, bool writable) {
   return simt::register_buffer(name, data, bytes, writable);

@@ -70,6 +70,8 @@ struct InRuntime {
 // Ends the launch with an Error about the running thread. pc: the instruction after the one at fault; null: `what` says where.
 [[noreturn]] void fail(const void* pc, std::string what);
 
+bool is_left_out(Place place);  // see leave_out_barrier
+
 std::string coordinates(const uint3& index);
 std::string thread_name(int number);                     // "thread (3, 0, 0)"
 std::string block_of_interval(std::uint32_t interval);   // "block (1, 0, 0)"

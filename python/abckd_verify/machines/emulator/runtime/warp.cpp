@@ -101,6 +101,7 @@ std::string describe(const Operation& operation) {
 }
 
 void sync_warp(unsigned mask, Place place) {
+  if (is_left_out(place)) return;
   arrive("__syncwarp", mask, 0, -1, place, machine.counters->warp_syncs);
 }
 
