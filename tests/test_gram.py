@@ -56,11 +56,11 @@ def test_against_numpy(backend, shape, axis, shifted, dtype, rng):
     check(cases.feature(shape, dtype), axis, shifted, rng)
 
 
-@SHIFTED
-@axes
-@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name_of)
-@pytest.mark.parametrize("layout", cases.LAYOUTS, ids=lambda layout: layout.__name__)
-@pytest.mark.parametrize("shape", [(2, 6, 9), (2, 19, 4, 6)], ids=str)
+@pytest.mark.parametrize(
+    "shape, layout, axis, shifted, dtype",
+    cases.pairs([(2, 6, 9), (2, 19, 4, 6)], cases.LAYOUTS, list(AXES), [False, True], cases.DTYPES),
+    ids=cases.id_of,
+)
 def test_layouts(backend, shape, layout, axis, shifted, dtype, rng):
     check(layout(cases.feature(shape, dtype)), axis, shifted, rng)
 

@@ -77,10 +77,11 @@ def test_against_oracle(backend, shape, kind, dtype):
     check(kind, shape, dtype)
 
 
-@each_kind
-@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name_of)
-@pytest.mark.parametrize("layout", cases.LAYOUTS, ids=lambda layout: layout.__name__)
-@pytest.mark.parametrize("shape", [(2, 6, 9), (2, 19, 4, 6)], ids=str)
+@pytest.mark.parametrize(
+    "shape, layout, kind, dtype",
+    cases.pairs([(2, 6, 9), (2, 19, 4, 6)], cases.LAYOUTS, list(KINDS), cases.DTYPES),
+    ids=cases.id_of,
+)
 def test_layouts(backend, shape, layout, kind, dtype):
     check(kind, shape, dtype, layout, (4, 9), 9)
 

@@ -100,10 +100,11 @@ def test_against_oracle(backend, shape, exponent, dtype, rng):
     check(spectrum(shape, dtype), spectrum(shape, dtype, 1), exponent, None, shape[-1], rng)
 
 
-@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=cases.name_of)
-@pytest.mark.parametrize("of_teacher", LAYOUTS, ids=lambda layout: layout.__name__)
-@pytest.mark.parametrize("of_student", LAYOUTS, ids=lambda layout: layout.__name__)
-@pytest.mark.parametrize("shape", [(2, 5, 11), (3, 2, 6, 9)], ids=str)
+@pytest.mark.parametrize(
+    "shape, of_student, of_teacher, dtype",
+    cases.pairs([(2, 5, 11), (3, 2, 6, 9)], LAYOUTS, LAYOUTS, ALL_DTYPES),
+    ids=cases.id_of,
+)
 def test_layouts(backend, shape, of_student, of_teacher, dtype, rng):
     student, teacher = of_student(spectrum(shape, dtype)), of_teacher(spectrum(shape, dtype, 1))
     check(student, teacher, 0.3, (4, 9, 0)[: shape[0]], 9, rng)

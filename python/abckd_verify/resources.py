@@ -112,8 +112,8 @@ def main() -> None:
         if not options.write:
             print(table(found) + "\n")
     if options.json:
-        everything = [as_dict(kernel) for found in kernels.values() for kernel in found]
-        Path(options.json).write_text(json.dumps(everything, indent=1))
+        rows = [as_dict(kernel) for found in kernels.values() for kernel in found]
+        Path(options.json).write_text(json.dumps(rows, indent=1))
     failed = [sentence for found in kernels.values() for kernel in found for sentence in problems(kernel)]
     print("\n".join(failed or ["every gate holds"]))
     for sentence in skipped:

@@ -14,8 +14,8 @@ PAGE, ALL = ROOT / "docs" / "resources.md", ROOT / "build" / "resources.md"
 TITLES = ("cuda, NVIDIA", "triton, NVIDIA", "triton, AMD", "Occupancy")
 HEAD = """# What the GPU kernels take
 
-Written by `python -m abckd_verify.resources --write`, from machine code; nothing ran, and no GPU was there. The rows of all
-instances go to build/resources.md.
+Written by `python -m abckd_verify.resources --write`, from machine code; nothing ran, and no GPU was there. The
+rows of all instances go to build/resources.md.
 """
 COLUMNS: dict[str, Callable[[Kernel], str]] = {
     "threads": lambda kernel: str(kernel.threads),
