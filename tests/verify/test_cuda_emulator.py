@@ -5,7 +5,6 @@ which blocks and threads run, so that results which depend on it are found too.
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 from abckd_kernels import backends
 from abckd_verify import environment
 from abckd_verify.machines import emulator as simt
+from abckd_verify.ops import SPECS
 
 TESTS = Path(__file__).parents[1]
 SELECTED = {
@@ -39,8 +39,8 @@ pytestmark = [
 def run_emulated(seed: int, *arguments: str) -> int:
     """Run pytest with the CUDA kernels in place of the CPU's. Returns how many tests passed."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    environment = os.environ | {"ABCKD_TEST_SIMT": str(seed)}
-    result = subprocess.run(command, cwd=TESTS, text=True, env=environment, capture_output=True)
+    settings = environment(ABCKD_TEST_SIMT=str(seed))
+    result = subprocess.run(command, cwd=TESTS, text=True, env=settings, capture_output=True)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     return int(re.search(r"(\d+) passed", result.stdout).group(1))
 
@@ -61,4 +61,7 @@ def test_no_barrier_can_be_left_out():
 
 @pytest.mark.parametrize("seed", [2, 3, 4])
 def test_numerics_in_other_orders(seed):
-    assert run_emulated(seed, "test_tap.py", "test_compress.py", "test_spectral.py", "-m", "not big") >= 600
+    """Every case of every Spec that has CUDA kernels."""
+    emulated = [spec for spec in SPECS.values() if "cuda" in spec.launches]
+    named = " or ".join(f"numerics and {spec.name}-" for spec in emulated)
+    assert run_emulated(seed, "verify/test_specs.py", "-k", named) == sum(len(spec.cases) for spec in emulated)
