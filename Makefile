@@ -8,6 +8,9 @@ TORCH ?= torch==2.14.1 torchaudio==2.11.0
 BIN := $(VENV)/bin
 BUILT_FROM := setup.py pyproject.toml $(wildcard csrc/*/*.* csrc/include/*/*.*)
 
+# What is not installed: abckd_verify, which benchmarks and tests import.
+export PYTHONPATH := $(CURDIR)/python$(if $(PYTHONPATH),:$(PYTHONPATH))
+
 .PHONY: demo test bench gpu-check info clean
 
 demo: $(VENV)/installed
@@ -23,7 +26,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.run
 
 gpu-check: $(VENV)/installed
-	$(BIN)/python -m benchmarks.gpu_check
+	$(BIN)/python -m abckd_verify.gpu_check
 
 info: $(VENV)/installed
 	$(BIN)/python -m abckd_kernels.info

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import markdown
+from abckd_verify import markdown
 
 MOVES_MUCH = 5.0  # a published form that moves more than so many times the compulsory bytes leaves room for a factor
 BACKEND = "cpu"

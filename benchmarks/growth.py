@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from abckd_kernels import abc_loss
+from abckd_verify import markdown
+from abckd_verify.machines.devices import DEVICES, median_milliseconds
 
-from . import markdown
-from .devices import DEVICES, median_milliseconds
 from .measuring import machine
 
 START = (8, 32, 100, 128)  # of the student's only layer, (B, C, T, F); the teacher's has twice the channels

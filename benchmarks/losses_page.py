@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from abckd_kernels.losses.entries import Entry
-
-from . import markdown
+from abckd_verify import markdown
 
 PAGE = Path(__file__).parents[1] / "docs" / "losses.md"
 MEASURED = Path(__file__).with_name("measured_losses.json")  # written by python -m benchmarks.run --page
@@ -66,6 +65,12 @@ LEFT_OUT = """## Left out
 | SKD (torchdistill), direction term | a Mahalanobis norm by the covariance of one batch, whose inverse rests on what is added to its diagonal. Its instance term is `kl_loss(..., weights=[1 / tau**2])` |
 | SSKD | needs three further augmented views of each image, and a head trained on them: a training recipe, not a loss |
 """  # noqa: E501 - Markdown
+
+
+def write(losses: dict[str, dict]) -> None:
+    """Keep what the page has of each loss, a line per loss."""
+    rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in losses.items())
+    MEASURED.write_text(f'{{"losses": {{\n{rows}\n}}}}\n')
 
 
 def measured() -> dict[str, dict]:

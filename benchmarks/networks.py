@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from abckd_kernels import Distiller
+from abckd_verify.machines.devices import DEVICES, median_milliseconds
 
-from .devices import DEVICES, median_milliseconds
 from .subjects import SIZES, Inputs, Setup, Subject, as_list, parameters
 
 LAYERS = (3, 6)

@@ -1,6 +1,7 @@
 """What is written from measurements: tables of README.md and docs/, plots, and what the library keeps of a loss.
 
-benchmarks/measured.json holds every row that `python -m benchmarks.run --write` measured. All else is derived from it:
+benchmarks/measured/ holds every row that `python -m benchmarks.run --write` measured, a file per machine, a line per
+row. All else is derived from the file of one machine, SHOWN:
 the blocks between `<!-- measured: NAME -->` and `<!-- end -->` in README.md and docs/performance.md, docs/*.svg,
 benchmarks/measured_losses.json and, from that, docs/losses.md.
 """
@@ -12,11 +13,13 @@ import re
 from pathlib import Path
 
 from abckd_kernels.losses import table
+from abckd_verify import markdown
 
-from . import goals, growth, losses_page, markdown, plots
+from . import goals, growth, losses_page, plots
 
 ROOT = Path(__file__).parents[1]
-MEASURED = Path(__file__).with_name("measured.json")
+FOLDER = Path(__file__).with_name("measured")
+SHOWN = "amd-epyc-2-threads.json"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 SPEED_PICTURE, GROWTH_PICTURE = (ROOT / "docs" / name for name in ("speed.svg", "growth.svg"))
 FORMS = losses_page.FORMS
@@ -33,23 +36,38 @@ BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def keep(rows: dict[str, dict], grown: dict | None = None) -> None:
-    """Add rows, by key, and growth to what was measured."""
-    kept = measured()
-    kept["rows"] |= {key: rounded(row) for key, row in rows.items()}
-    if grown is not None:
-        kept["growth"] = rounded(grown)
-    MEASURED.write_text(json.dumps(kept, indent=1) + "\n")
+    """Add rows, by key, and growth to what was measured on their machines."""
+    FOLDER.mkdir(exist_ok=True)
+    for name in {file_of(x["machine"]) for x in (*rows.values(), *([grown] if grown else []))}:
+        kept = measured(name)
+        kept["rows"] |= {key: rounded(row) for key, row in rows.items() if file_of(row["machine"]) == name}
+        if grown is not None and file_of(grown["machine"]) == name:
+            kept["growth"] = rounded(grown)
+        (FOLDER / name).write_text(lines(kept))
 
 
-def measured() -> dict:
-    """{"rows": by key, "growth": what growth.measure gave, or None}."""
-    return json.loads(MEASURED.read_text()) if MEASURED.exists() else {"rows": {}, "growth": None}
+def file_of(machine: dict[str, str]) -> str:
+    """Name of a machine's file: its GPU, or its CPU and the threads that were used; versions are in each row."""
+    words = machine.get("gpu") or f"{machine['cpu'].partition(',')[0]} {machine['threads']} threads"
+    return "-".join(re.findall(r"[a-z0-9]+", words.lower())) + ".json"
+
+
+def lines(kept: dict) -> str:
+    """JSON with a line per row."""
+    rows = ",\n".join(f"{json.dumps(key)}: {json.dumps(row)}" for key, row in kept["rows"].items())
+    return f'{{"growth": {json.dumps(kept["growth"])},\n"rows": {{\n{rows}\n}}}}\n'
+
+
+def measured(name: str | None = None) -> dict:
+    """{"rows": by key, "growth": what growth.measure gave, or None} of a machine's file, by default SHOWN."""
+    file = FOLDER / (name or SHOWN)
+    return json.loads(file.read_text()) if file.exists() else {"rows": {}, "growth": None}
 
 
 def write() -> None:
     """Write all that is derived."""
     kept = measured()
-    losses_page.MEASURED.write_text(json.dumps({"losses": of_losses(kept["rows"])}, indent=1) + "\n")
+    losses_page.write(of_losses(kept["rows"]))
     losses_page.PAGE.write_text(losses_page.page(table()))
     for page in PAGES:
         page.write_text(filled(page.read_text(), blocks(kept)))

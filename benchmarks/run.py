@@ -4,7 +4,7 @@ All forms run in one process, interleaved, on the same inputs; every result is c
 time. benchmarks/suite.py says what is measured. On a GPU (`--device cuda`) inputs take turns so that they are not in
 the L2 cache, events measure, and the replay of a captured CUDA graph is timed beside the launched step.
 
-    python -m benchmarks.run --write             measure, keep in benchmarks/measured.json, write the pages
+    python -m benchmarks.run --write             measure, keep in benchmarks/measured/, write the pages
     python -m benchmarks.run --page              measure nothing, write the pages of what was measured
     python -m benchmarks.run --growth --write    time of abc over 64 times the batch, channels, frames, bands and layers
     python -m benchmarks.run --check             compare with the ratios of benchmarks/baseline.json
@@ -21,7 +21,9 @@ from pathlib import Path
 
 import torch
 
-from . import baseline, growth, markdown, pages, plots
+from abckd_verify import markdown
+
+from . import baseline, growth, pages, plots
 from .correctness import Wrong
 from .measuring import keep_memory
 from .subjects import LAYOUTS, SIZES, Setup, able, subjects

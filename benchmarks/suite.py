@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 from torch._inductor.utils import fresh_cache
 
+from abckd_verify.machines.devices import DEVICES
+
 from .correctness import check, errors
-from .devices import DEVICES
 from .measuring import machine, traffic
 from .networks import STEP, in_network, step_milliseconds
 from .subjects import Inputs, Setup, Subject, able, as_list, in_force, parameters

@@ -1,10 +1,12 @@
-"""As much of torch.cuda as the benchmarks use, on the CPU: events are clocks, a replay computes a step again."""
+"""As much of torch.cuda as is used here, on the CPU: events are clocks, a replay computes a step again."""
 
 import contextlib
 import time
 from types import SimpleNamespace
 
 import torch
+
+from abckd_verify.machines import devices
 
 PROPERTIES = SimpleNamespace(
     name="stand-in", major=0, minor=0, multi_processor_count=1, total_memory=2**34, L2_cache_size=2**21
@@ -27,16 +29,20 @@ class Stream:
         assert isinstance(other, Stream)
 
 
-def install(monkeypatch, gpu_parts) -> SimpleNamespace:
-    """Put the stand-ins into torch.cuda and notice the steps of `gpu_parts` that are captured. Gives the properties."""
-    step, capturing = gpu_parts.training_step, []
+def _listed(results):
+    return [results] if isinstance(results, torch.Tensor) else results
+
+
+def install(monkeypatch) -> SimpleNamespace:
+    """Put the stand-ins into torch.cuda and notice the steps that `devices.capture` captures. Gives the properties."""
+    capture, capturing = devices.capture, []
 
     class CUDAGraph:
         captured = ()
 
         def replay(self) -> None:
-            for inputs, results in self.captured:
-                for result, again in zip(results, step(*inputs), strict=True):
+            for step, results in self.captured:
+                for result, again in zip(_listed(results), _listed(step()), strict=True):
                     result.detach().copy_(again.detach())
 
     @contextlib.contextmanager
@@ -46,11 +52,14 @@ def install(monkeypatch, gpu_parts) -> SimpleNamespace:
         yield
         capturing.pop()
 
-    def noticed(*inputs):
-        results = step(*inputs)
-        for captured in capturing:
-            captured.captured.append((inputs, results))
-        return results
+    def noticed(step):
+        def noticed_step():
+            results = step()
+            for captured in capturing:
+                captured.captured.append((step, results))
+            return results
+
+        return capture(noticed_step)
 
     fakes = {
         "Event": Event,
@@ -70,5 +79,5 @@ def install(monkeypatch, gpu_parts) -> SimpleNamespace:
     for name, fake in fakes.items():
         assert hasattr(torch.cuda, name)
         monkeypatch.setattr(torch.cuda, name, fake)
-    monkeypatch.setattr(gpu_parts, "training_step", noticed)
+    monkeypatch.setattr(devices, "capture", noticed)
     return PROPERTIES

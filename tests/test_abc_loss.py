@@ -1,14 +1,12 @@
 """abc_loss and ABCLoss against the oracle, on every backend: dtypes, layouts, options, silence, padding."""
 
-import accuracy
 import cases
 import numpy as np
-import oracle
-import plain
 import pytest
 import torch
 
 from abckd_kernels import ABCLoss, abc_loss
+from abckd_verify.exact import accuracy, oracle, plain
 
 SCALE = 2.0**14  # a usual loss scale of fp16 training: it shows digits that fp16's smallest numbers hide
 

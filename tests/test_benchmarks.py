@@ -11,15 +11,14 @@ import pytest
 import torch
 
 from abckd_kernels import backends
+from abckd_verify import markdown
+from abckd_verify.machines import devices
 from benchmarks import (
     baseline,
     correctness,
-    devices,
     goals,
-    gpu_parts,
     growth,
     losses_page,
-    markdown,
     measuring,
     networks,
     pages,
@@ -165,7 +164,7 @@ def test_layouts_and_dtypes_of_inputs():
 @pytest.fixture
 def gpu(monkeypatch):
     """The CPU passes for a GPU. Gives its properties."""
-    properties = fake_cuda.install(monkeypatch, gpu_parts)
+    properties = fake_cuda.install(monkeypatch)
     monkeypatch.setattr(devices.Gpu, "name", "cpu")
     monkeypatch.setitem(devices.DEVICES, "cpu", devices.Gpu)
     return properties
@@ -375,6 +374,17 @@ def test_pages_are_what_was_measured():
         assert plots.digest(shown) in file.read_text(), f"run python -m benchmarks.run --page: {file}"
 
 
+def test_each_machine_has_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "FOLDER", tmp_path)
+    machines = {"cpu": "AMD EPYC 9654, x86_64", "threads": "2"}, {"cpu": "any", "gpu": "NVIDIA H100 80GB"}
+    pages.keep({str(k): {"machine": machine, "value": k} for k, machine in enumerate(machines)})
+    pages.keep({"more": {"machine": machines[0], "value": 1.23456}}, {"machine": machines[1], "axes": {}})
+    assert {file.name for file in tmp_path.iterdir()} == {"amd-epyc-9654-2-threads.json", "nvidia-h100-80gb.json"}
+    first, second = (pages.measured(pages.file_of(machine)) for machine in machines)
+    assert list(first["rows"]) == ["0", "more"] and first["growth"] is None and second["growth"]["axes"] == {}
+    assert len((tmp_path / "amd-epyc-9654-2-threads.json").read_text().splitlines()) == 5
+
+
 def test_blocks_are_replaced_and_nothing_else():
     text = "a\n<!-- measured: x -->\nold\n<!-- end -->\nb\n"
     assert pages.filled(text, {"x": "new\n"}) == text.replace("old", "new")
@@ -391,7 +401,8 @@ def elsewhere(tmp_path, monkeypatch):
     page.write_text(
         "".join(f"<!-- measured: {name} -->\n<!-- end -->\n" for name in ("goals", "speed", "network", "growth"))
     )
-    monkeypatch.setattr(pages, "MEASURED", tmp_path / "measured.json")
+    monkeypatch.setattr(pages, "FOLDER", tmp_path)
+    monkeypatch.setattr(pages, "SHOWN", pages.file_of(measuring.machine()))
     monkeypatch.setattr(pages, "SPEED_PICTURE", tmp_path / "speed.svg")
     monkeypatch.setattr(pages, "GROWTH_PICTURE", tmp_path / "growth.svg")
     monkeypatch.setattr(losses_page, "MEASURED", losses)

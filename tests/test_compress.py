@@ -1,13 +1,11 @@
 """compress against the oracle, on every backend."""
 
-import accuracy
 import cases
-import oracle
-import plain
 import pytest
 import torch
 
 from abckd_kernels import compress
+from abckd_verify.exact import accuracy, oracle, plain
 
 DTYPES = (torch.float32, torch.float64)
 

@@ -1,6 +1,5 @@
 """correlation against NumPy in float64, on every backend, for both layouts of logits and every dtype."""
 
-import accuracy
 import cases
 import numpy as np
 import pytest
@@ -8,6 +7,8 @@ import torch
 
 from abckd_kernels import backends, use_backend
 from abckd_kernels.ops.correlation import correlation
+from abckd_verify.exact import accuracy
+from abckd_verify.ops.correlation import distance, softmax
 
 SHAPES = ((6, 5), (1, 4), (40, 1000), (70, 33), (3, 4, 5), (2, 5, 40), (2, 3, 4, 5), (40, 7, 2), (5, 1), (12, 2100))
 
@@ -22,20 +23,6 @@ def backend(request):
 def logits(shape, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return (3 * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
-
-
-def softmax(x):
-    e = np.exp(x - x.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)
-
-
-def distance(x, y, axis):
-    """1 - rho along an axis; where one of both is constant 1, where both are 0."""
-    x, y = (a - a.mean(axis, keepdims=True) for a in (x, y))
-    norms = [np.sqrt((a**2).sum(axis)) for a in (x, y)]
-    silent = [n < 1e-14 for n in norms]
-    rho = (x * y).sum(axis) / np.where(silent[0] | silent[1], 1, norms[0] * norms[1])
-    return np.where(silent[0] | silent[1], (silent[0] ^ silent[1]).astype(float), 1 - rho)
 
 
 def exact(student, teacher, temperature=1.0, ignore=None):

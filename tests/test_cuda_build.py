@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from abckd_kernels import abc_loss, backends, use_backend
-from benchmarks import compiled_cuda
+from abckd_verify.machines import compiled_cuda
 
 extension = backends.extension()
 with_cuda = pytest.mark.skipif(

@@ -1,16 +1,16 @@
 """divergence against the oracle, on every backend, and how it behaves as a part of a network."""
 
-import accuracy
 import cases
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
-import oracle_divergence as oracle
 import pytest
 import torch
 from torch.nn import functional
 
 from abckd_kernels import backends, divergence
+from abckd_verify.exact import accuracy
+from abckd_verify.exact import divergence as oracle
 
 INF = float("inf")
 KINDS = {

@@ -1,6 +1,5 @@
 """gram against NumPy in float64, on every backend, for every axis, layout and dtype."""
 
-import accuracy
 import cases
 import numpy as np
 import pytest
@@ -10,31 +9,14 @@ from hypothesis import strategies as st
 
 from abckd_kernels import backends, use_backend
 from abckd_kernels.ops.gram import AXES, gram, size
+from abckd_verify.exact import accuracy
+from abckd_verify.ops.gram import plain, rows
+from abckd_verify.ops.gram import products as exact
 
 # The number of columns decides about blocks and chunks, that of rows about tiles.
 SHAPES = ((2, 3, 7), (3, 4, 5, 6), (1, 17, 3, 35), (2, 1, 1, 1), (5, 9, 2, 16), (2, 65, 3, 4), (2, 3, 66, 2))
 SHIFTED = pytest.mark.parametrize("shifted", [False, True], ids=["", "shifted"])
 axes = pytest.mark.parametrize("axis", AXES)
-
-
-def rows(x: np.ndarray, axis: str, shifted: bool) -> np.ndarray:
-    """(groups, rows, columns) of the definition."""
-    if axis == "samples":
-        x = x.reshape(1, len(x), -1)
-    elif axis == "channels":
-        x = x.reshape(*x.shape[:2], -1)
-    else:
-        x = np.moveaxis(x, 2, 1 if axis == "frames" else 0)
-        x = x.reshape(*x.shape[:2], -1)
-    if shifted:
-        x = x.copy()
-        x[:, 1:] -= x[:, :1]
-    return x
-
-
-def exact(x: np.ndarray, axis: str, shifted: bool) -> np.ndarray:
-    z = rows(x, axis, shifted)
-    return z @ z.transpose(0, 2, 1)
 
 
 def exact_gradient(x: np.ndarray, axis: str, shifted: bool, grad: np.ndarray) -> np.ndarray:
@@ -46,18 +28,6 @@ def exact_gradient(x: np.ndarray, axis: str, shifted: bool, grad: np.ndarray) ->
         return z.reshape(x.shape)
     order = [z.shape[0], z.shape[1], x.shape[1], *x.shape[3:]]
     return np.moveaxis(z.reshape(order), 1 if axis == "frames" else 0, 2)
-
-
-def plain(x, axis, shifted):
-    """In PyTorch, as a user would write it."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    x = {"samples": lambda: x[None], "channels": lambda: x, "frames": lambda: x.movedim(2, 1)}.get(
-        axis, lambda: x.movedim(2, 0)
-    )()
-    z = x.reshape(*x.shape[:2], -1)
-    if shifted:
-        z = torch.cat([z[:, :1], z[:, 1:] - z[:, :1]], 1)
-    return z @ z.mT
 
 
 def check(x, axis, shifted, rng):
@@ -84,11 +54,11 @@ def test_against_numpy(backend, shape, axis, shifted, dtype, rng):
     check(cases.feature(shape, dtype), axis, shifted, rng)
 
 
-@SHIFTED
-@axes
-@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name_of)
-@pytest.mark.parametrize("layout", cases.LAYOUTS, ids=lambda layout: layout.__name__)
-@pytest.mark.parametrize("shape", [(2, 6, 9), (2, 19, 4, 6)], ids=str)
+@pytest.mark.parametrize(
+    "shape, layout, axis, shifted, dtype",
+    cases.pairs([(2, 6, 9), (2, 19, 4, 6)], cases.LAYOUTS, list(AXES), [False, True], cases.DTYPES),
+    ids=cases.id_of,
+)
 def test_layouts(backend, shape, layout, axis, shifted, dtype, rng):
     check(layout(cases.feature(shape, dtype)), axis, shifted, rng)
 

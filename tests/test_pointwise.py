@@ -1,9 +1,7 @@
 """pointwise against its definition in NumPy, on every backend, and how it behaves as a part of a network."""
 
-import accuracy
 import cases
 import numpy as np
-import oracle
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +10,9 @@ from hypothesis import strategies as st
 from abckd_kernels import use_backend
 from abckd_kernels.ops import pointwise
 from abckd_kernels.ops.pointwise import KINDS
+from abckd_verify.exact import accuracy, oracle
+from abckd_verify.ops.pointwise import DEFINITIONS
+from abckd_verify.ops.pointwise import plain_values as plain
 
 SHAPES = ((2, 3, 7), (2, 4, 5, 6), (1, 17, 3, 35), (2, 1, 1, 1), (3, 1, 9), (1, 64, 2, 2), (2, 5, 1, 70))
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -19,58 +20,6 @@ LENGTHS = torch.tensor([6, 2])
 FEATURE = (2, 3, 6, 4)
 
 
-# ------------------------------------------------------------------- the definition: values, and slopes for s and third
-
-
-def squared(s, t, third, m, x):
-    return (s - t) ** 2, 2 * (s - t), None
-
-
-def power(s, t, third, m, x):
-    d = np.abs(s - t)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slope = np.where(d > 0, x * d ** (x - 1) * np.sign(s - t), 0)
-    return d**x, slope, None
-
-
-def rectified(s, t, third, m, x):
-    d = np.maximum(s, 0) - t
-    return d**2, np.where(s > 0, 2 * d, 0), None
-
-
-def boundary(s, t, third, m, x):
-    target = np.where(t > 0, x, -x)  # beyond which s lies on the teacher's side, with a margin
-    miss = np.maximum(0, np.where(t > 0, target - s, s - target))
-    return miss**2, np.where(t > 0, -2, 2) * miss, None
-
-
-def margin(s, t, third, m, x):
-    target = np.maximum(t, m.reshape(-1, *[1] * (s.ndim - 2)))
-    d = np.where((t > 0) | (s > target), s - target, 0)
-    return d**2, 2 * d, None
-
-
-def heteroscedastic(s, t, third, m, x):
-    variance = x + np.exp(third)
-    slope_of_third = 1 - (t - s) ** 2 / variance**2 * np.exp(third)
-    return (t - s) ** 2 / variance + third, 2 * (s - t) / variance, slope_of_third
-
-
-DEFINITIONS = {f.__name__: f for f in (squared, power, rectified, boundary, margin, heteroscedastic)}
-
-
-def plain(kind, s, t, third, m, x):
-    """As anybody would write it in PyTorch, in the features' own dtype."""
-    if kind == "rectified":
-        return (s.relu() - t) ** 2
-    if kind == "boundary":
-        return torch.where(t > 0, x - s, s + x).relu() ** 2
-    if kind == "margin":
-        target = torch.maximum(t, m.view(-1, *[1] * (s.dim() - 2)))
-        return (s - target) ** 2 * ((s > target) | (t > 0))
-    if kind == "heteroscedastic":
-        return (t - s) ** 2 / (x + third.exp()) + third
-    return (s - t).abs() ** (x if kind == "power" else 2)
 
 
 def operands(kind, shape, dtype=torch.float32, layout=cases.contiguous, seed=0):
@@ -128,10 +77,11 @@ def test_against_oracle(backend, shape, kind, dtype):
     check(kind, shape, dtype)
 
 
-@each_kind
-@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.name_of)
-@pytest.mark.parametrize("layout", cases.LAYOUTS, ids=lambda layout: layout.__name__)
-@pytest.mark.parametrize("shape", [(2, 6, 9), (2, 19, 4, 6)], ids=str)
+@pytest.mark.parametrize(
+    "shape, layout, kind, dtype",
+    cases.pairs([(2, 6, 9), (2, 19, 4, 6)], cases.LAYOUTS, list(KINDS), cases.DTYPES),
+    ids=cases.id_of,
+)
 def test_layouts(backend, shape, layout, kind, dtype):
     check(kind, shape, dtype, layout, (4, 9), 9)
 
@@ -166,7 +116,8 @@ def test_variances_of_any_size(backend, dtype):
     s, t = torch.full_like(third, 2.0).requires_grad_(), torch.zeros_like(third)
     third.requires_grad_()
     grads = torch.autograd.grad(run("heteroscedastic", s, t, third, None), (s, third), torch.ones(1, 1, dtype=dtype))
-    _, *exact = heteroscedastic(*(accuracy.float64(x).clip(-700, 300) for x in (s, t, third)), None, 1e-6)
+    values = (accuracy.float64(x).clip(-700, 300) for x in (s, t, third))
+    _, *exact = DEFINITIONS["heteroscedastic"](*values, None, 1e-6)
     for ours, expected in zip(grads, exact, strict=True):
         assert ours.isfinite().all()
         torch.testing.assert_close(ours, torch.from_numpy(expected).to(dtype), rtol=1e-5, atol=1e-30)

@@ -1,9 +1,7 @@
 """project against a NumPy oracle, on every backend: numerics, layouts, padding, gradients, and wrong arguments."""
 
-import accuracy
 import cases
 import numpy as np
-import oracle
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -11,6 +9,7 @@ from hypothesis import strategies as st
 
 from abckd_kernels import backends, use_backend
 from abckd_kernels.ops import project
+from abckd_verify.exact import accuracy, oracle
 
 WIDE = {torch.float64: torch.float64}
 

@@ -1,6 +1,5 @@
 """pyramid against NumPy in float64, on every backend, for every layout and dtype."""
 
-import accuracy
 import cases
 import numpy as np
 import pytest
@@ -8,6 +7,9 @@ import torch
 
 from abckd_kernels import backends, use_backend
 from abckd_kernels.ops.pyramid import pyramid, reference
+from abckd_verify.exact import accuracy
+from abckd_verify.ops.pyramid import LEVELS, errors
+from abckd_verify.ops.pyramid import plain_errors as plain
 
 SHAPES = ((2, 3, 6, 5), (1, 4, 9), (3, 2, 40, 7), (2, 70, 5, 3), (2, 2, 1, 1), (1, 1, 33, 70), (2, 3, 4, 1))
 
@@ -23,46 +25,8 @@ def pair(shape, dtype=torch.float32):
     return cases.feature(shape, dtype, 0), cases.feature(shape, dtype, 1)
 
 
-def pooled(d, cells):
-    """Means over the windows of adaptive pooling, axis by axis."""
-    for axis, count in enumerate(cells, 1):
-        n = d.shape[axis]
-        parts = [d.take(range(u * n // count, -(-(u + 1) * n // count)), axis).mean(axis) for u in range(count)]
-        d = np.stack(parts, axis)
-    return d
-
-
-def exact(student, teacher, levels=(4, 2, 1), valid=None):
-    """(B,), each sample cut to its valid frames."""
-    errors = []
-    for index, (s, t) in enumerate(zip(accuracy.float64(student), accuracy.float64(teacher), strict=True)):
-        d = (s - t)[:, : None if valid is None else valid[index]]
-        if d.shape[1] == 0:
-            errors.append(0.0)
-            continue
-        total, value, weight = 1.0, (d**2).mean(), 1.0
-        for level in levels:
-            if level < d.shape[1]:
-                weight /= 2
-                total += weight
-                bands = d.shape[2:]
-                value += weight * (pooled(d, (level, *[level if n > 1 else 1 for n in bands])) ** 2).mean()
-        errors.append(value / total)
-    return np.array(errors)
-
-
-def plain(student, teacher, levels=(4, 2, 1)):
-    """The same by autograd, without padding."""
-    d = student - teacher
-    total, value, weight = 1.0, d.square().flatten(1).mean(1), 1.0
-    for level in levels:
-        if level < d.shape[2]:
-            weight /= 2
-            total += weight
-            sizes = (level,) if d.dim() == 3 else (level, level if d.shape[3] > 1 else 1)
-            pool = torch.nn.functional.adaptive_avg_pool1d if d.dim() == 3 else torch.nn.functional.adaptive_avg_pool2d
-            value = value + weight * pool(d, sizes).square().flatten(1).mean(1)
-    return value / total
+def exact(student, teacher, levels=LEVELS, valid=None):
+    return errors(accuracy.float64(student), accuracy.float64(teacher), levels, valid)
 
 
 def digits(dtype):

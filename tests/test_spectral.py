@@ -1,17 +1,18 @@
 """spectral against the definition in NumPy, on every backend, and how it behaves as a part of a network."""
 
-import accuracy
 import cases
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import valid_frames
 from test_properties import few
 
 from abckd_kernels import spectral, use_backend
 from abckd_kernels.ops.spectral import spectra
+from abckd_verify.exact import accuracy
+from abckd_verify.exact.oracle import valid_frames
+from abckd_verify.ops.spectral import errors_and_gradients as oracle
 
 SHAPES = ((2, 3, 7), (1, 17, 5), (2, 1, 1), (3, 1, 9), (2, 2, 5, 6), (1, 33, 1), (2, 3, 1, 70), (2, 129, 41))
 COMPLEX = (torch.complex64, torch.complex128)
@@ -19,25 +20,6 @@ ALL_DTYPES = (*cases.DTYPES, *COMPLEX)
 
 
 # ---------------------------------------------------------------------------------------------- the definition
-
-
-def oracle(student, teacher, exponent, valid, eps=1e-12):
-    """Magnitude and complex errors (B,) of complex128 spectra, and the gradients of both, as pairs."""
-    shape = *student.shape, 2
-    errors, grads = np.zeros((2, len(student))), [np.zeros(shape), np.zeros(shape)]
-    for b, frames in enumerate(valid):
-        s, t = student[b, ..., :frames], teacher[b, ..., :frames]
-        if not s.size:
-            continue
-        (p, u), (q, v) = ((np.sqrt(np.abs(z) ** 2 + eps), z) for z in (s, t))
-        difference = u * p ** (exponent - 1) - v * q ** (exponent - 1)
-        errors[:, b] = ((p**exponent - q**exponent) ** 2).mean(), (np.abs(difference) ** 2).mean()
-        magnitude = 2 * (p**exponent - q**exponent) * exponent * p ** (exponent - 2) * u
-        along = (u * difference.conj()).real * (exponent - 1) * p ** (exponent - 3)
-        pair = 2 * (p ** (exponent - 1) * difference + along * u)
-        for grad, z in zip(grads, (magnitude, pair), strict=True):
-            grad[b, ..., :frames, 0], grad[b, ..., :frames, 1] = z.real / s.size, z.imag / s.size
-    return errors, grads
 
 
 def plain(student, teacher, exponent, valid, eps=1e-12):
@@ -118,10 +100,11 @@ def test_against_oracle(backend, shape, exponent, dtype, rng):
     check(spectrum(shape, dtype), spectrum(shape, dtype, 1), exponent, None, shape[-1], rng)
 
 
-@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=cases.name_of)
-@pytest.mark.parametrize("of_teacher", LAYOUTS, ids=lambda layout: layout.__name__)
-@pytest.mark.parametrize("of_student", LAYOUTS, ids=lambda layout: layout.__name__)
-@pytest.mark.parametrize("shape", [(2, 5, 11), (3, 2, 6, 9)], ids=str)
+@pytest.mark.parametrize(
+    "shape, of_student, of_teacher, dtype",
+    cases.pairs([(2, 5, 11), (3, 2, 6, 9)], LAYOUTS, LAYOUTS, ALL_DTYPES),
+    ids=cases.id_of,
+)
 def test_layouts(backend, shape, of_student, of_teacher, dtype, rng):
     student, teacher = of_student(spectrum(shape, dtype)), of_teacher(spectrum(shape, dtype, 1))
     check(student, teacher, 0.3, (4, 9, 0)[: shape[0]], 9, rng)

@@ -1,13 +1,11 @@
 """tap against the oracle, on every backend, and how it behaves as a part of a network."""
 
-import accuracy
 import cases
-import oracle
-import plain
 import pytest
 import torch
 
 from abckd_kernels import tap, tap_all, use_backend
+from abckd_verify.exact import accuracy, oracle, plain
 
 SHAPES = ((2, 3, 7), (2, 4, 5, 6), (1, 17, 3, 35), (2, 1, 1, 1), (3, 1, 9), (1, 64, 2, 2), (2, 5, 1, 70))
 
@@ -24,7 +22,7 @@ def check(x, power, lengths, padded_length, rng):
 
     exact = accuracy.float64(x)
     plain_x = x.detach().clone().requires_grad_()
-    plain_map, plain_mean = plain.tap(plain_x, power, valid)
+    plain_map, plain_mean = plain.tap(plain_x, power, given, padded_length)
     accuracy.assert_accurate(tapped.map, oracle.attention_map(exact, power, valid), plain_map, "map")
     accuracy.assert_accurate(tapped.mean, oracle.channel_mean(exact, valid), plain_mean, "mean")
 

@@ -1,7 +1,6 @@
 """Tests of abckd_dns. They make all their audio; without the extra [dns] they are not collected."""
 
 import os
-import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +16,6 @@ _MISSING = [name for name in _NEEDED if find_spec(name) is None]
 if _MISSING:
     warnings.warn(f"tests/dns is not run: {', '.join(_MISSING)} not installed (extra [dns])", stacklevel=1)
     collect_ignore_glob = ["test_*.py"]
-
-sys.path.insert(0, str(Path(__file__).parent))  # for the helpers here, and for --student own_networks:small
 
 
 @pytest.fixture(autouse=True)

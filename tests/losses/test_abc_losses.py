@@ -1,11 +1,11 @@
 """ABC-KD among the losses; tests/test_abc_loss.py has what is its own."""
 
 import numpy as np
-import oracle
 from suite import *  # noqa: F403 - the tests that every loss passes
 from suite import Loss
 
 from abckd_kernels import ABCLoss, abc_loss
+from abckd_verify.exact import oracle
 
 LAYERS = {"student": [(3, 6, 5), (2, 4, 3)], "teacher": [(4, 6, 5), (3, 9, 4), (5, 3, 5)]}
 NO_FUNCTION = {"test_module_is_the_function": "its module takes channels (tests/test_abc_loss.py)"}

@@ -1,5 +1,5 @@
 // The three things that CUDA writes outside of C++, as macros: whoever compiles kernels for something else than a GPU defines
-// them first (tests/simt does, for the host).
+// them first (the emulator of python/abckd_verify does, for the host).
 #pragma once
 #include <cuda_runtime.h>
 
