@@ -5,7 +5,7 @@
 
     LOSSES = [Loss("sp", sp_loss, naive.sp, student=(3, 6, 5), teacher=(4, 9, 4), options={"normalize": "l1"}), ...]
 
-and the published numbers that it accounts for (../shared/parity; `parity.py`). conftest.py runs each test here for each
+and the published numbers that it accounts for (tests/parity; `parity.py`). conftest.py runs each test here for each
 row that it is about. No two files under tests/ may have one name: beside tests/test_tap.py goes test_tap_losses.py.
 """
 

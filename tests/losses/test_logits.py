@@ -2,7 +2,6 @@
 
 import cases
 import naive_logits as naive
-import parity
 import pytest
 import torch
 from suite import *  # noqa: F403 - the tests that every loss passes
@@ -297,7 +296,6 @@ NOT_APPLICABLE = {
 }
 
 
-@pytest.mark.skipif(not parity.index(), reason="the parity vectors (../shared/parity) are not here")
 @pytest.mark.parametrize("name", DIFFERS)
 def test_published_by_log_probabilities(name):
     """A gradient by log-probabilities, taken back through log-softmax, is ours by logits."""
