@@ -1,11 +1,13 @@
-"""The documentation names every kernel, and what it points to exists."""
+"""The documentation names every kernel, what it points to exists, and its Python runs."""
 
 import re
-from pathlib import Path
 
 import pytest
+import torch
+from pages import ROOT, blocks, pages
+from torch import nn
+from torch.nn import functional
 
-ROOT = Path(__file__).parents[1]
 KERNELS = (ROOT / "docs" / "kernels.md").read_text()
 RESOURCES = (ROOT / "docs" / "resources.md").read_text()
 
@@ -26,7 +28,14 @@ def kernels() -> list[str]:
 
 
 def test_kernels_are_found():
-    assert len(kernels()) >= 15
+    """Each that a source file declares: none has a name that the test of its row overlooks."""
+    cuda = sum(file.read_text().count("__global__") for file in ROOT.glob("csrc/**/*.cuh"))
+    launched = {
+        f"{file.parent.name}.{name}"
+        for file in ROOT.glob("abckd_kernels/ops/*/triton.py")
+        for name in re.findall(r"\blaunch\(\s*(\w+)", file.read_text())
+    }
+    assert launched <= set(kernels()) and len(kernels()) == cuda + len(launched)
 
 
 @pytest.mark.parametrize("kernel", kernels())
@@ -34,12 +43,74 @@ def test_every_kernel_has_its_row(kernel):
     assert f"| [{kernel}](" in KERNELS and f"| {kernel} |" in RESOURCES
 
 
-@pytest.mark.parametrize(
-    "page",
-    ["README.md", "csrc/README.md", "python/abckd_verify/machines/emulator/README.md"]
-    + [f"docs/{name}.md" for name in ("kernels", "evaluation", "deployment", "study", "performance")],
-)
+@pytest.mark.parametrize("page", pages())
 def test_links_lead_somewhere(page):
     file = ROOT / page
     for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", file.read_text()):
         assert (file.parent / target).exists(), target
+
+
+# ---------------------------------------------------------------------------------------------- code blocks
+
+README = blocks("README.md", "python")
+# Those of pages about the trainer run in tests/dns/test_docs_commands.py.
+ELSEWHERE = {"docs/deployment.md": 1}
+
+
+def test_every_block_of_python_runs_in_a_test():
+    found = {page: len(blocks(page, "python")) for page in pages()}
+    assert {page: count for page, count in found.items() if count} == {"README.md": 2} | ELSEWHERE
+
+
+def test_loss_by_hand_and_ours_are_the_same():
+    """README's first block: what a user had before, and what replaces it."""
+    before, after = README[0].split("# after\n")
+    torch.manual_seed(0)
+    features = [[torch.randn(4, c, 6, 5).requires_grad_() for c in channels] for channels in ((3, 5), (2, 4, 7))]
+    names = {"torch": torch, "F": functional, "task_loss": torch.tensor(0.5)}
+    names |= dict(zip(("student_features", "teacher_features"), features, strict=True))
+    losses, gradients = [], []
+    for code in (before, after):
+        exec(code, names)
+        losses.append(names["loss"].item())
+        gradients.append(torch.autograd.grad(names["loss"], features[0]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0] > 0.5
+    torch.testing.assert_close(*gradients)
+
+
+class Layers(nn.Module):
+    """A chain of named layers, of which one may be a chain itself."""
+
+    def __init__(self, **layers: nn.Module):
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x):
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+def test_distiller_by_layer_names():
+    """README's second block, up to a step of its optimiser."""
+
+    def chain(*channels):
+        pairs = zip(channels, channels[1:], strict=False)
+        return [nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU()) for a, b in pairs]
+
+    torch.manual_seed(0)
+    student = Layers(encoder=nn.Sequential(*chain(1, 16, 32)), head=nn.Conv2d(32, 1, 1))
+    layers = chain(1, 64, 128, 256)
+    teacher = Layers(layer1=layers[0], layer2=layers[1], layer3=layers[2], head=nn.Conv2d(256, 1, 1))
+    x, y = torch.randn(2, 1, 6, 5), torch.randn(2, 1, 6, 5)
+    names = {"torch": torch, "student": student, "teacher": teacher, "x": x, "y": y, "task_loss": nn.MSELoss()}
+    exec(README[1], names)
+    of_head, of_loss = student.head.weight.grad, [p.grad for p in names["loss"].parameters()]
+    assert of_head.abs().max() > 0 and of_loss and all(g.abs().max() > 0 for g in of_loss)
+    assert all(p.grad is None for p in teacher.parameters())
+    assert torch.equal(names["output"].student, student(x))
+    assert not any(module._forward_hooks for module in student.modules())
+    before = student.head.weight.detach().clone()
+    names["optimizer"].step()
+    assert not torch.equal(student.head.weight, before)

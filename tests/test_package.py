@@ -1,4 +1,4 @@
-"""What is installed: how long its import takes, and what the wheel and the source distribution hold."""
+"""What is installed: how long its import takes, what the wheel and the source distribution hold, README's table."""
 
 import os
 import re
@@ -46,13 +46,17 @@ def test_import_costs_little_beside_that_of_torch():
 # ---------------------------------------------------------------------------------------------- distributions
 
 
+def copied(tree: Path) -> Path:
+    """A copy of the sources: setuptools reads what earlier builds left beside setup.py, and writes there."""
+    left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "__pycache__", "study_runs")
+    return Path(shutil.copytree(ROOT, tree, ignore=left_out))
+
+
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory):
     """The files of the wheel without the extension, and those of the source distribution, as setuptools lists them."""
     folder = tmp_path_factory.mktemp("build")
-    tree = folder / "tree"  # a copy: setuptools reads what earlier builds left beside setup.py, and writes there
-    left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "__pycache__", "study_runs")
-    shutil.copytree(ROOT, tree, ignore=left_out)
+    tree = copied(folder / "tree")
     build = ("build_py", "--build-lib", str(folder / "wheel"))
     python("setup.py", "-q", "egg_info", "--egg-base", str(folder), *build, cwd=tree)
     wheel = {str(path.relative_to(folder / "wheel")) for path in (folder / "wheel").rglob("*") if path.is_file()}
@@ -85,3 +89,59 @@ def test_the_source_distribution_has_all_that_is_compiled(distributions):
                 missing.add(f"{found}, which {name} includes")
     assert not missing and included > 50
     assert {"setup.py", "pyproject.toml", "README.md", "MANIFEST.in"} <= files
+
+
+# ---------------------------------------------------------------------------------------------- README's table
+
+
+def setup_py(tmp_path, *arguments, tools=(), **environment):
+    """setup.py run where the programs of PATH are `tools`, which fail, in a copy of the tree."""
+    tree = copied(tmp_path / "tree")
+    (tmp_path / "bin").mkdir()
+    for name in tools:
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}/bin:/bin" if tools else str(tmp_path / "bin"),
+        "HOME": str(tmp_path),
+    } | environment
+    command = [sys.executable, "setup.py", *arguments]
+    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+
+
+def test_without_a_compiler_one_sentence_says_what_was_not_built(tmp_path):
+    done = setup_py(tmp_path, "-q", "build", ABCKD_BUILD_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    assert "abckd_kernels: the C++ extension was not built: no C++ compiler was found. The reference" in done.stderr
+    built = {path.suffix for path in (tmp_path / "tree" / "build").rglob("*") if path.is_file()}
+    assert ".py" in built and ".so" not in built
+
+
+def test_a_compiler_that_fails_leaves_an_installation_without_the_extension(tmp_path):
+    done = setup_py(
+        tmp_path, "-q", "build", tools=("c++", "g++", "gcc", "cc"), CXX="c++", CC="cc", ABCKD_BUILD_CUDA="0"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "the C++ extension was not built: the compiler failed" in done.stderr
+    assert not list((tmp_path / "tree").rglob("*.so"))
+
+
+def test_torch_comes_first(tmp_path):
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "torch.py").write_text("raise ImportError('no torch here')")
+    done = setup_py(tmp_path, "--name", PYTHONPATH=str(tmp_path / "none"), ABCKD_BUILD_CUDA="0")
+    assert done.returncode == 0 and "install torch first, it can't be imported (no torch here)" in done.stderr
+
+
+@pytest.mark.parametrize("wish, said", [("1", "ABCKD_BUILD_CUDA=1, but "), ("yes", "expected auto, 0 or 1, got 'yes'")])
+def test_what_was_asked_for_and_cannot_be_built_is_an_error(tmp_path, wish, said):
+    done = setup_py(tmp_path, "--name", ABCKD_BUILD_CUDA=wish)
+    assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_extras_of_the_table_are_those_that_there_are():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = re.findall(r"`pip install (?:-e )?'\.\[(.+?)\]'`", (ROOT / "README.md").read_text())
+    assert {extra for names in named for extra in names.split(",")} == set(extras)
+    assert {"pytest", "hypothesis", "ruff"} <= {re.match(r"[\w-]+", package)[0] for package in extras["test"]}

@@ -1,4 +1,4 @@
-"""Runs the tests of suite.py for the rows of the file that imports them, and reports the published numbers."""
+"""Runs the tests of suite.py for the rows of the file that imports them."""
 
 import pytest
 import torch
@@ -7,12 +7,6 @@ pytest.register_assert_rewrite("suite", "parity")
 
 import parity  # noqa: E402
 import suite  # noqa: E402
-
-outcomes = {}  # vector: whether it was reproduced
-
-
-def pytest_addoption(parser):
-    parser.addoption("--parity", action="store_true", help="list what became of every published number")
 
 
 def pytest_generate_tests(metafunc):
@@ -25,10 +19,16 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("loss", [_row(loss, test) for loss in losses], ids=str)
     elif "published" in names:
         known = getattr(module, "PUBLISHED", {})
-        absent = pytest.mark.skipif(not parity.index(), reason="the parity vectors (../shared/parity) are not here")
-        metafunc.parametrize("vector, published", [pytest.param(*x, marks=absent, id=x[0]) for x in known.items()])
+        metafunc.parametrize("vector, published", known.items(), ids=known)
     elif "grouped" in names:
         metafunc.parametrize("grouped", [module] if any(map(suite.takes_group, module.LOSSES)) else [])
+
+
+@pytest.fixture
+def first_of_its_kind(loss, request) -> bool:
+    """Whether no row before this one is about the same function or class."""
+    kinds = [(row.function or type(row.module()), row) for row in request.module.LOSSES]
+    return next(row for kind, row in kinds if kind is (loss.function or type(loss.module()))) is loss
 
 
 def _row(loss, test):
@@ -55,27 +55,3 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def pytest_runtest_logreport(report):
-    if "::test_published[" in report.nodeid and (report.when == "call" or report.failed):
-        outcomes[report.nodeid.split("[")[-1].removesuffix("]")] = report.passed
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    if not outcomes:
-        return
-    known, rows = parity.index(), []
-    for vector, kind, said, _ in parity.accounted():
-        result = parity.KINDS[kind]
-        if kind == "PUBLISHED":
-            result = {True: result, False: "NOT reproduced", None: "not run"}[outcomes.get(vector)]
-        rows.append((vector, result, "" if kind == "PUBLISHED" else said))
-    forgotten = [(vector, "FORGOTTEN", "") for vector in known if vector not in {row[0] for row in rows}]
-    rows = sorted({row[0]: row for row in forgotten + rows}.values(), key=lambda row: (row[1], row[0]))
-    results = [row[1] for row in rows]
-    counts = ", ".join(f"{results.count(result)} {result}" for result in dict.fromkeys(results))
-    terminalreporter.section(f"{len(known)} published vectors: {counts}")
-    if config.getoption("--parity", False):
-        for vector, result, why in rows:
-            terminalreporter.write_line(f"{vector:50} {result}{': ' * bool(why)}{why}")

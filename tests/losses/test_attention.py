@@ -206,7 +206,7 @@ def _afd(peer):
 
 
 def _semckd(peer):
-    channels = [[shape[1] for shape in peer.entry[f"{side}_shapes"]] for side in ("student", "teacher")]
+    channels = [[x.shape[1] for x in group] for group in (peer.students, peer.teachers)]
     loss = SemCKDLoss(*channels, 2, regressor="convolutions", batch_size=8).double()
 
     def published(name):
