@@ -264,6 +264,19 @@ ENTRIES = (
         reproduces="RepDistiller; torchdistill (FTLoss, KTALoss): normalize='factor'",
     ),
     Entry(
+        "cwd", hints.cwd_loss, hints.CWDLoss, op="divergence",
+        formula="tau^2 mean_c KL(p_c || q_c), p_c, q_c the softmax of a channel over positions, of X / tau",
+        paper="Shu et al., ICCV 2021",
+        reproduces="mmrazor (ChannelWiseDivergence)",
+    ),
+    Entry(
+        "pkd", hints.pkd_loss, hints.PKDLoss, op="dots",
+        needs=Needs(group=True),
+        formula="mean_c (1 - rho_c), rho_c Pearson's correlation of a channel over all positions of the batch",
+        paper="Cao et al., NeurIPS 2022",
+        reproduces="mmrazor (PKDLoss): convention='published', weights=[1, ...]",
+    ),
+    Entry(
         "kl", response.kl_loss, response.KLLoss, inputs="logits", op="divergence",
         formula="tau^2 mean KL(p || q), or KL(q || p); p, q = softmax of teacher's and student's logits / tau",
         paper="Hinton, Vinyals and Dean, arXiv 1503.02531, 2015; standardize: Sun et al., CVPR 2024",
