@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .cache.reading import Examples, Rows, TeacherCache
 from .ops import tap
 from .ops.shapes import check_feature
 
@@ -26,7 +27,8 @@ class DistillerOutput(NamedTuple):
 class Distiller(nn.Module):
     """A student and its frozen teacher, with a knowledge-distillation loss between their named layers.
 
-    student, teacher: any modules that take the same inputs. student_layers, teacher_layers: dotted module names as in
+    student, teacher: any modules that take the same inputs; in place of the teacher a `TeacherCache`, with which no
+    teacher runs: `distiller(x, examples=positions)`. student_layers, teacher_layers: dotted module names as in
     `named_modules()`; "name:1" or "name:key" chooses one element of a layer that returns a tuple, list or dict. The
     chosen tensors must be features (B, C, *spatial). loss: any loss of this library over features, or any callable
     loss(student_features, teacher_features).
@@ -52,37 +54,52 @@ class Distiller(nn.Module):
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module,
+        teacher: nn.Module | TeacherCache,
         student_layers: Sequence[str],
         teacher_layers: Sequence[str],
         loss: Callable[..., Tensor],
     ):
         super().__init__()
-        self.student, self.teacher = student, teacher.requires_grad_(False).eval()
+        self.student, self.teacher = student, teacher
         self.loss: Any = loss  # a function, or a module that may have from_taps
         self._tap_options = getattr(loss, "tap_options", None)
+        self._taught = teacher.bound(teacher_layers, self._tap_options) if isinstance(teacher, TeacherCache) else None
+        if isinstance(teacher, nn.Module):
+            teacher.requires_grad_(False).eval()
         self._padding: dict[str, Any] = {}
-        self._collectors = (
-            _Collector(student, student_layers, "student_layers", self._take),
-            _Collector(teacher, teacher_layers, "teacher_layers", self._take),
-        )
+        networks = {"student_layers": (student, student_layers)}
+        if isinstance(teacher, nn.Module):
+            networks["teacher_layers"] = (teacher, teacher_layers)
+        self._collectors = [_Collector(*pair, argument, self._take) for argument, pair in networks.items()]
         for collector in self._collectors:  # only now: a wrong name must not leave hooks behind
             collector.attach()
 
     def forward(
-        self, *inputs, lengths: Tensor | None = None, padded_length: int | None = None, **keywords
+        self,
+        *inputs,
+        lengths: Tensor | None = None,
+        padded_length: int | None = None,
+        examples: Examples | Rows | None = None,
+        **keywords,
     ) -> DistillerOutput:
         """Run both networks on the same inputs.
 
         lengths: (B,) integers, the valid part of each padded item, out of padded_length (for a waveform both in
-        samples); needed together. They are for the loss; all other arguments go to both networks.
+        samples); needed together. They are for the loss.
+        examples: of a `TeacherCache`, and needed there: positions (B,) of the inputs in its data set, or rows of it.
+        All other arguments go to both networks.
         """
         if (lengths is None) != (padded_length is None):
             raise ValueError("lengths and padded_length: give both or neither")
         self._padding = {} if lengths is None else {"lengths": lengths, "padded_length": padded_length}
-        of_student, of_teacher = self._collectors
-        with torch.no_grad():
-            teacher_output, teacher_layers = of_teacher.run(*inputs, **keywords)
+        if (examples is None) != (self._taught is None):
+            raise ValueError("examples: expected positions in the data set exactly if the teacher is a TeacherCache")
+        of_student, *of_teacher = self._collectors
+        if self._taught is not None:
+            teacher_output, teacher_layers = self._taught.run(examples, inputs, self._padding)
+        else:
+            with torch.no_grad():
+                teacher_output, teacher_layers = of_teacher[0].run(*inputs, **keywords)
         student_output, student_layers = of_student.run(*inputs, **keywords)
         if self._tap_options is None:
             loss, attention = self.loss(student_layers, teacher_layers, **self._padding), None
@@ -96,7 +113,8 @@ class Distiller(nn.Module):
     def train(self, mode: bool = True) -> Distiller:
         """As nn.Module.train; the teacher stays in eval mode."""
         super().train(mode)
-        self.teacher.eval()
+        if isinstance(self.teacher, nn.Module):
+            self.teacher.eval()
         return self
 
     def remove_hooks(self) -> None:

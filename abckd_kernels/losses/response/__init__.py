@@ -3,6 +3,7 @@
 from .dispatch import DispatchLoss, dispatch_loss
 from .logits import DISTLoss, DKDLoss, JSDLoss, KLLoss, dist_loss, dkd_loss, jsd_loss, kl_loss
 from .spectral import SiSNRLoss, SpectralLoss, si_snr_loss, spectral_loss
+from .top_k import TopK, top_k
 
 __all__ = [
     "DISTLoss",
@@ -12,6 +13,7 @@ __all__ = [
     "KLLoss",
     "SiSNRLoss",
     "SpectralLoss",
+    "TopK",
     "dispatch_loss",
     "dist_loss",
     "dkd_loss",
@@ -19,4 +21,5 @@ __all__ = [
     "kl_loss",
     "si_snr_loss",
     "spectral_loss",
+    "top_k",
 ]
