@@ -356,7 +356,8 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool,
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_fingerprints(dtype):
     """Of each example alone, whatever its batch and strides; other where anything is."""
-    x = (torch.randn(6, 4, 5) > 0).to(dtype)
+    x = torch.randn(6, 4, 5, generator=torch.Generator().manual_seed(0))
+    x = (x > 0 if dtype == torch.bool else 100 * x).to(dtype)
     x[1] = x[0]
     found = fingerprints((x,))
     assert found[0] == found[1] and len(found[1:].unique()) == 5
