@@ -1,6 +1,7 @@
 """Losses between outputs of networks: logits, spectra and waveforms."""
 
 from .dispatch import DispatchLoss, dispatch_loss
+from .linear import LinearDivergenceLoss, linear_divergence_loss
 from .logits import DISTLoss, DKDLoss, JSDLoss, KLLoss, dist_loss, dkd_loss, jsd_loss, kl_loss
 from .spectral import SiSNRLoss, SpectralLoss, si_snr_loss, spectral_loss
 from .top_k import TopK, top_k
@@ -11,6 +12,7 @@ __all__ = [
     "DispatchLoss",
     "JSDLoss",
     "KLLoss",
+    "LinearDivergenceLoss",
     "SiSNRLoss",
     "SpectralLoss",
     "TopK",
@@ -19,6 +21,7 @@ __all__ = [
     "dkd_loss",
     "jsd_loss",
     "kl_loss",
+    "linear_divergence_loss",
     "si_snr_loss",
     "spectral_loss",
     "top_k",
