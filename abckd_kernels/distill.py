@@ -95,7 +95,7 @@ class Distiller(nn.Module):
         if (examples is None) != (self._taught is None):
             raise ValueError("examples: expected positions in the data set exactly if the teacher is a TeacherCache")
         of_student, *of_teacher = self._collectors
-        if self._taught is not None:
+        if self._taught is not None and examples is not None:
             teacher_output, teacher_layers = self._taught.run(examples, inputs, self._padding)
         else:
             with torch.no_grad():

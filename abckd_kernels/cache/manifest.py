@@ -119,7 +119,7 @@ def hash_of(network: nn.Module) -> str:
             continue
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         value = value.detach().to_dense() if value.layout != torch.strided else value.detach()
-        total.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        total.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

@@ -211,7 +211,7 @@ class _Source:
         if options is None:
             return feature, {"features": feature.clone()}  # a layer behind may work in place
         tapped = tap(feature, **options)
-        return feature, {"maps": tapped.map} | ({"means": tapped.mean} if options["means"] else {})
+        return feature, {"maps": tapped.map} | ({} if tapped.mean is None else {"means": tapped.mean})
 
     def _narrowed(self, name: str, x: Tensor) -> Tensor:
         """In the dtype of the cache, on the host. Raises CacheError where that can't hold it."""

@@ -216,7 +216,7 @@ def of_variant(form: Loss, student, arguments: dict, variant: str) -> dict:
         frames = max(form.frames(student))
         return arguments | {"lengths": torch.tensor([frames, frames // 2, frames * 2 // 3, 1])}
     if variant == "ignore":
-        rows = as_list(student)[0][:, 0]
+        rows = as_list(student)[0].select(form.classes, 0)
         return arguments | {"ignore": torch.arange(rows.numel()).view(rows.shape) % 3 == 0}
     if variant in ("weights", "module") and not form.module:
         return arguments | {"weights": [0.5] * count_of_weights(form)}

@@ -49,7 +49,7 @@ def heads(student, teacher, biases=False):
 def row(student, teacher, biases=False, **options):
     return Loss(
         "linear", linear_divergence_loss, naive.linear_divergence, inputs=hidden(student, teacher),
-        large=hidden(student, teacher, 100), extra=heads(student, teacher, biases), time=None, pairs=False,
+        large=hidden(student, teacher, 100), extra=heads(student, teacher, biases), time=None, classes=2, pairs=False,
         spatial=(2,), invariant="batch", zero_at_equality=student == teacher, options=options,
     )  # fmt: skip
 

@@ -88,7 +88,7 @@ def pkd_loss(
     channels matter.
 
     convention   "paper": as above. "published": times (N - 1) / N for N positions of the batch, as mmrazor's PKDLoss,
-                 whose standard deviation divides by N - 1.
+                 whose standard deviation divides by N - 1 (and has 1e-6 added).
     group        a process group: the batch is that of all its processes.
 
     What is constant has no correlation: its rho is 1 if both are, else 0, with no gradient.

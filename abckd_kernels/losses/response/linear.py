@@ -71,11 +71,9 @@ def linear_divergence_loss(
         linear_divergence_loss, kind=kind, beta=beta, temperature=temperature, reduction=reduction, align=align,
         chunk=chunk,
     )  # fmt: skip
-    sides = [
-        _side("student", student_hidden, student_weight, student_bias),
-        _side("teacher", *map(_constant, (teacher_hidden, teacher_weight, teacher_bias))),
-    ]
-    student, teacher = _aligned(*sides, align)
+    student = _side("student", student_hidden, student_weight, student_bias)
+    teacher = _side("teacher", *map(_constant, (teacher_hidden, teacher_weight, teacher_bias)))
+    student, teacher = _aligned(student, teacher, align)
     rows = student.hidden.shape[:-1]
     if ignore is not None:
         if not isinstance(ignore, Tensor) or ignore.dtype != torch.bool or ignore.shape != rows:

@@ -43,7 +43,7 @@ from ..common.features import Padding, constant, weighted, without_autocast
 from ..common.modules import module
 from ..common.options import Convention, Finite, Positive, Share, check_options
 from ._decoupled import decoupled
-from .top_k import TopK, among, check_top_k
+from .top_k import TopK, among, check_top_k, lacks_classes
 
 Logits = Tensor | Sequence[Tensor]
 TeacherLogits = Tensor | TopK | Sequence[Tensor | TopK]
@@ -92,7 +92,7 @@ def kl_loss(
         if isinstance(t, TopK):
             if standardize:
                 raise ValueError("standardize: expected False of a TopK, whose other logits are not known, got True")
-            if reverse and t.rest is None:
+            if reverse and lacks_classes(t, s, dim):
                 raise ValueError("reverse: expected False of a TopK without rest, got True")
             s, t = among(s, t, dim, temperature, skip)
         if standardize:
@@ -136,7 +136,7 @@ def jsd_loss(
 
     def term(_, s, t, skip, dim):
         if isinstance(t, TopK):
-            if kind == "reverse_kl" and t.rest is None:
+            if kind == "reverse_kl" and lacks_classes(t, s, dim):
                 raise ValueError(f"beta: expected below 1 of a TopK without rest, got {beta!r}")
             s, t = among(s, t, dim, temperature, skip)
         return divergence(s, t, kind=kind, beta=beta, temperature=temperature, dim=dim, ignore=skip)
@@ -257,13 +257,15 @@ def _pairs(
 
     whole   the teacher's likeliest classes alone will not do.
     """
+    if isinstance(student_logits, TopK):
+        raise TypeError("student_logits: expected a tensor of logits, got a TopK")
     students = listed("student_logits", student_logits)
     teachers = [teacher_logits] if isinstance(teacher_logits, TopK) else listed("teacher_logits", teacher_logits)
     for name, group in (("student_logits", students), ("teacher_logits", teachers)):
         for index, x in enumerate(group):
             if not isinstance(x, TopK):
                 _check(x, f"{name}[{index}]")
-            elif whole or group is students:
+            elif whole or name == "student_logits":
                 raise TypeError(f"{name}[{index}]: expected a tensor of logits, got a TopK")
     if len(students) != len(teachers):
         raise ValueError(f"teacher_logits: expected {len(students)} tensors, one per student's, got {len(teachers)}")

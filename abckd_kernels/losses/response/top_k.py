@@ -82,6 +82,11 @@ def check_top_k(name: str, teacher: TopK, student: Tensor, dim: int) -> None:
         )
 
 
+def lacks_classes(teacher: TopK, student: Tensor, dim: int) -> bool:
+    """Whether the student may choose what the teacher can't."""
+    return teacher.rest is None and teacher.values.shape[dim] < student.shape[dim]
+
+
 def among(
     student: Tensor, teacher: TopK, dim: int, temperature: float, ignore: Tensor | None
 ) -> tuple[Tensor, Tensor]:
