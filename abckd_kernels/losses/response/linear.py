@@ -25,7 +25,7 @@ from ..common.features import constant, without_autocast
 from ..common.modules import module
 from ..common.options import Count, Positive, Share, check_options
 
-LOGITS = 2**24  # of a chunk, by default
+LOGITS, ROWS = 2**22, 128  # of a chunk by default, whichever is more: fewer rows would read the heads too often
 
 
 def linear_divergence_loss(
@@ -58,7 +58,7 @@ def linear_divergence_loss(
                       sample's rows. "batchmean": the sum over rows divided by B. "sum": the sum over rows.
     align             what to do where heads have different numbers of classes: "error", or "truncate": the first ones
                       are compared, which both have.
-    chunk             rows at a time; by default as many as have 2^24 logits.
+    chunk             rows at a time; by default as many as have 2^22 logits, at least 128.
     ignore            bool (B, ...): rows that are true don't count, whatever is in them.
 
     Returns a scalar in float32 (float64 if an input is), 0 where no row counts; raises TypeError or ValueError that
@@ -145,7 +145,7 @@ def _chunked(
     if shapes.changing(beta, temperature):
         numbers = [shapes.scalar(x, torch.device("cpu"), torch.float64) for x in (beta, temperature)]
         options, beta, temperature = torch.stack(numbers), 0.5, 1.0
-    chunk = max(LOGITS // student.weight.shape[0], 1) if chunk is None else chunk
+    chunk = max(LOGITS // student.weight.shape[0], ROWS) if chunk is None else chunk
     needed = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in student]
     flat = [side._replace(hidden=side.hidden.reshape(-1, side.hidden.shape[-1])) for side in (student, teacher)]
     skip = None if ignore is None else ignore.reshape(-1)
