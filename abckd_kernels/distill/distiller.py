@@ -37,29 +37,30 @@ class Distiller(nn.Module):
     """A student and its teacher, with knowledge-distillation losses between their named layers.
 
     student          a module.
-    teacher          a module or a function; a `Teacher`, which has options; anything with `bind` (`Source`), as a cache of
-                     features; or a dict of several by name. It may be the student, or share parts with it.
-    student_layers   names of layers as in `named_modules()`, or `Layer`s. `layers` says what can be written: elements of
-    teacher_layers   nested outputs ("rnn:0"), the order of axes ("blocks.3@btc"), inputs ("relu@in"), calls ("block@all"),
-                     the network's own output (":logits"). Features are read as (B, C, *spatial).
+    teacher          a module or a function; a `Teacher`, which has options; anything with `bind` (`Source`), as a cache
+                     of features; or a dict of several by name. It may be the student, or share parts with it.
+    student_layers   names of layers as in `named_modules()`, or `Layer`s. `distill.layers` says what can be written:
+    teacher_layers   elements of nested outputs ("rnn:0"), the order of axes ("blocks.3@btc"), inputs ("relu@in"), calls
+                     ("block@all"), the network's own output (":logits"). Features are read as (B, C, *spatial).
     loss             a loss of this library, or any callable loss(student_features, teacher_features) of two lists.
     terms            in place of layers and loss: a list of `Term`s, several losses on one pass.
-    balance          "gradient": before weights, each term is scaled so that its gradient has the norm of the first term's,
-                     over the student's parameters; measured in the first training step and every 100 after it, which
-                     costs a backward pass per term then.
+    balance          "gradient": before weights, each term is scaled so that its gradient has the norm of the first
+                     term's, over the student's parameters; measured in the first training step and every 100 after it,
+                     which costs a backward pass per term then.
 
     `distiller(*inputs)` runs the teachers (eval mode, no gradients), then the student, and returns DistillerOutput. A
     loss with `tap_options` and `from_taps` (`ABCLoss`, `ATLoss`, `AFDLoss`) needs no feature: hooks reduce each one to
     its attention map where it arises, so that the teacher's can be freed at once, and the student's gradient is added
     in the backward pass that already reads the feature. Any other loss gets the features.
 
-    The hooks are in the networks during `distiller(...)` only, and names mean what they mean then: layers may be replaced
-    or wrapped, and copies, pickles and exports of the networks hold nothing of ours. A layer behind a named one may work
-    in place: the feature is taken before, by a copy. Activation checkpointing may be around named layers and in them.
+    The hooks are in the networks during `distiller(...)` only, and names mean what they mean then: layers may be
+    replaced or wrapped, and copies, pickles and exports of the networks hold nothing of ours. A layer behind a named one
+    may work in place: the feature is taken before, by a copy. Activation checkpointing may be around named layers and
+    in them.
 
-    The teacher is no part of the module: `parameters()`, `state_dict()` and `train()` are those of the student and of the
-    losses, and `DistributedDataParallel`, `fully_shard` and optimizers see no more. `to()` moves the teacher, too. One
-    thread at a time may call a distiller.
+    The teacher is no part of the module: `parameters()`, `state_dict()` and `train()` are those of the student and of
+    the losses, and `DistributedDataParallel`, `fully_shard` and optimizers see no more. `to()` moves the teacher, too.
+    One thread at a time may call a distiller.
 
     Raises ValueError for a layer name that does not exist, with near matches, and when a forward pass runs a named
     layer not once, or finds no feature in what it returns.
@@ -126,10 +127,10 @@ class Distiller(nn.Module):
         """Run the networks.
 
         inputs, keywords   of the student, and of the teachers where `teacher_inputs` says nothing else.
-        teacher_inputs     of the teacher: a tensor, a tuple of arguments or a dict of keyword arguments; where there are
-                           several teachers, a dict of these by name.
-        lengths            (B,) integers, the valid part of each padded item, out of padded_length (for a waveform both in
-                           samples); needed together. They are for the losses.
+        teacher_inputs     of the teacher: a tensor, a tuple of arguments or a dict of keyword arguments; where there
+                           are several teachers, a dict of these by name.
+        lengths            (B,) integers, the valid part of each padded item, out of padded_length (for a waveform both
+                           in samples); needed together. They are for the losses.
         """
         if (lengths is None) != (padded_length is None):
             raise ValueError("lengths and padded_length: give both or neither")

@@ -130,8 +130,8 @@ class Observed:
 
     def _collect(self, index: int, output: Any, module: Any, hook: _Hook | None) -> Any:
         """Take what is wanted of what a layer returns, or is given; what the network goes on with."""
-        running, (layer, options, where) = self._pass, self.wanted[index]
-        if running is None or isinstance(layer.call, int) and running.count(index) != layer.call:
+        running, (layer, _, where) = self._pass, self.wanted[index]
+        if running is None or (isinstance(layer.call, int) and running.count(index) != layer.call):
             return output
         if running.values[index] and layer.call is None:
             raise ValueError(
@@ -350,8 +350,8 @@ class _Hook:
     def __call__(self, module: nn.Module, inputs: tuple, output: Any) -> Any:
         if getattr(module, "_is_replica", False):
             raise RuntimeError(
-                f"{self._observed.wanted[self._indices[0]].where} runs in replicas of nn.DataParallel, whose features a "
-                "Distiller cannot collect; use DistributedDataParallel around the Distiller"
+                f"{self._observed.wanted[self._indices[0]].where} runs in replicas of nn.DataParallel, whose features "
+                "a Distiller cannot collect; use DistributedDataParallel around the Distiller"
             )
         if self._observed._pass is None:
             return None

@@ -49,15 +49,15 @@ def told_by(network: Any, module: Any, x: Tensor, where: str) -> str:
     if torch.compiler.is_compiling():
         return order
     warnings.warn(
-        f"{where}: its shape {tuple(x.shape)} ends with the size of its linear layers, so its axes are read as '{order}'"
-        f"; name the order to say so, or otherwise: '...@{order}', '...@bc{_SPATIAL[: x.dim() - 2]}'",
+        f"{where}: its shape {tuple(x.shape)} ends with the size of its linear layers, so its axes are read as "
+        f"'{order}'; name the order to say so, or otherwise: '...@{order}', '...@bc{_SPATIAL[: x.dim() - 2]}'",
         stacklevel=2,
     )
     return order
 
 
 def _sizes(module: nn.Module) -> Iterator[tuple[int, bool, bool | None]]:
-    """Of each layer that gives an axis its size: the size, whether that axis is the last, `batch_first` if it has it."""
+    """(size, whether it is that of the last axis, `batch_first` or None) of each layer that gives an axis its size."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             yield layer.out_features, True, None

@@ -32,8 +32,8 @@ class Source(Protocol):
 class Teacher:
     """A network, or a function, that teaches: it runs without gradients, in eval mode.
 
-    network   a module; a TorchScript or exported program; or a function, which returns what the layers name: ":0", ":mid".
-              The network may be the student or share parts with it: nothing of it is changed, and modules that are in
+    network   a module; a TorchScript or exported program; or a function, which returns what the layers name: ":0",
+              ":mid". The network may be the student or share parts with it: nothing of it is changed, and modules that are in
               training mode are so again after the teacher's pass.
     device    the teacher's own: it is moved there, inputs are moved to it and what it gives comes back to the student's
               device. Default: it is where it is, and moves with the Distiller, as parts of a network do.
@@ -66,10 +66,7 @@ class _Running:
             inputs, keywords, padding = (_moved(x, teacher.device) for x in (inputs, keywords, padding))
         with torch.no_grad(), in_eval_mode(teacher.network):
             output, values, packed, _ = self.observed.take(teacher.network, inputs, keywords, padding)
-        if self.observed.wanted and self.observed.wanted[0].tap is not None or not torch.compiler.is_compiling():
-            values = [
-                [tuple(map(_constant, x)) if isinstance(x, tuple) else x for x in calls] for calls in values
-            ]
+        values = [[tuple(map(_constant, x)) if isinstance(x, tuple) else x for x in calls] for calls in values]
         return Taken(*(_moved(x, home) for x in (output, values, packed)))
 
 

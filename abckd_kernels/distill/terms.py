@@ -68,7 +68,7 @@ class Bound:
             padding = found if _takes(self.term.loss, "lengths") else {}
         try:
             if self.taps:
-                taps = [(list(maps), [x for x in means if x is not None]) for maps, means in (zip(*x) for x in sides)]
+                taps = [[list(part) for part in zip(*values, strict=True)] for values in sides]
                 return self.term.loss.from_taps(*taps, **padding)  # type: ignore[attr-defined]
             if self.of_tensors:
                 return self.term.loss(sides[0][0], sides[1][0], **padding), None
@@ -99,7 +99,7 @@ def _takes(loss: Callable, argument: str) -> bool:
 
 
 def _explained(said: str, places: Sequence[list[int]], observed: Sequence[Observed | None]) -> str | None:
-    """What a loss said of its features, and which layers those are, and how their axes were read; None: nothing of them."""
+    """What a loss said of its features, with the layers' names and how their axes were read; None: nothing of them."""
     notes = []
     for side, argument in enumerate(("student", "teacher")):
         watching = observed[side]
