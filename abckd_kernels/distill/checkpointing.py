@@ -106,7 +106,7 @@ class _Inject(torch.autograd.Function):
     def forward(ctx, passed_on, *values_and_gradients):
         count = len(values_and_gradients) // 2
         ctx.save_for_backward(*values_and_gradients[count:])
-        return passed_on.view_as(passed_on)
+        return passed_on.clone()  # what follows may change it in place
 
     @staticmethod
     def backward(ctx, grad):

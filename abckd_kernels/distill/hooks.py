@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from ..ops import tap
 from .checkpointing import Recomputed, in_reentrant_region, kept_out
 from .layers import Layer, element_of, find, replaced
-from .orders import from_channels_first, to_channels_first, told_by
+from .orders import Sizes, from_channels_first, sizes_of, to_channels_first, told_by
 
 
 class Wanted(NamedTuple):
@@ -73,7 +73,7 @@ class Observed:
     def __init__(self, wanted: Sequence[Wanted]):
         self.wanted = list(wanted)
         self.shapes: dict[int, tuple[int, ...]] = {}  # as they were read last, for messages
-        self._notes = [_Notes() for _ in wanted]
+        self._notes = [_Notes(one.layer) for one in wanted]
         groups: dict[tuple[str, bool], list[int]] = {}
         for index, one in enumerate(self.wanted):
             if one.layer.name:
@@ -105,6 +105,7 @@ class Observed:
         try:
             for hook, module in zip(self._hooks, modules, strict=True):
                 put.append((hook, module, hook.put(module)))
+            self._look_at(network, modules)
             output = network(*inputs, **(keywords or {}))
             for index in self._of_network:
                 output = self._collect(index, output, network, None)
@@ -127,6 +128,13 @@ class Observed:
             self._pass = None
         joined = [x for x in _tensors(output) if x.requires_grad] if running.recomputed else []
         return Taken(output, running.values, running.packed, joined)
+
+    def _look_at(self, network: Any, modules: Sequence[nn.Module]) -> None:
+        """What the network tells of the layers whose order of axes is not known yet."""
+        of_hooks = [(index, module) for hook, module in zip(self._hooks, modules, strict=True) for index in hook.indices]
+        for index, module in [*of_hooks, *((index, network) for index in self._of_network)]:
+            if self._notes[index].order is None:
+                self._notes[index].sizes = sizes_of(network, module)
 
     def _collect(self, index: int, output: Any, module: Any, hook: _Hook | None) -> Any:
         """Take what is wanted of what a layer returns, or is given; what the network goes on with."""
@@ -231,7 +239,7 @@ class Observed:
         order = layer.order
         if order is None:
             if notes.order is None:
-                notes.order = "" if layer.transform is not None else told_by(running.network, module, x, where)
+                notes.order = told_by(notes.sizes, x, where)
             order = notes.order if x.dim() == len(notes.order) else ""
         return (to_channels_first(x, order, where) if order else x), order if whole else None
 
@@ -300,8 +308,9 @@ class Observed:
 class _Notes:
     """What was found out about a layer: the order of its axes, whether what follows changes it in place, ..."""
 
-    def __init__(self) -> None:
-        self.order: str | None = None
+    def __init__(self, layer: Layer) -> None:
+        self.order = "" if layer.order or layer.transform else None
+        self.sizes = Sizes()
         self.copies: bool | None = None
         self.map_seen = self.unconnected = False
 
@@ -333,12 +342,12 @@ class _Hook:
     """The hook of one layer. It is the same object in every pass, which code that was compiled with it relies on."""
 
     def __init__(self, observed: Observed, indices: list[int]):
-        self._observed, self._indices = observed, indices
+        self._observed, self.indices = observed, indices
         layer = observed.wanted[indices[0]].layer
         self.of_input, self._key = layer.input, f"abckd_kernels.{next(_keys)}"
 
     def find(self, network: Any) -> nn.Module:
-        wanted = self._observed.wanted[self._indices[0]]
+        wanted = self._observed.wanted[self.indices[0]]
         return find(network, wanted.layer, wanted.where)
 
     def put(self, module: nn.Module) -> Any:
@@ -350,14 +359,14 @@ class _Hook:
     def __call__(self, module: nn.Module, inputs: tuple, output: Any) -> Any:
         if getattr(module, "_is_replica", False):
             raise RuntimeError(
-                f"{self._observed.wanted[self._indices[0]].where} runs in replicas of nn.DataParallel, whose features "
+                f"{self._observed.wanted[self.indices[0]].where} runs in replicas of nn.DataParallel, whose features "
                 "a Distiller cannot collect; use DistributedDataParallel around the Distiller"
             )
         if self._observed._pass is None:
             return None
 
         def collect(given: Any) -> Any:
-            for index in self._indices:
+            for index in self.indices:
                 given = self._observed._collect(index, given, module, self)
             return given
 

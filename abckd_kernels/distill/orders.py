@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-_SPATIAL = "thwd"
+SPATIAL = "thwd"
 
 
 def to_channels_first(x: Tensor, order: str, where: str) -> Tensor:
@@ -34,25 +34,43 @@ def _places(order: str) -> list[int]:
     return [order.index("b"), order.index("c"), *(k for k, letter in enumerate(order) if letter not in "bc")]
 
 
-def told_by(network: Any, module: Any, x: Tensor, where: str) -> str:
-    """The order of a feature of `module`, of which nothing was said; "" if channels follow the batch."""
-    if x.dim() not in (3, 4) or not isinstance(network, nn.Module):
-        return ""
-    layers = list(_sizes(module)) if isinstance(module, nn.Module) else []
+class Sizes(NamedTuple):
+    """What a network tells of a layer's axes.
+
+    last         sizes that its linear layers and layer normalisations give the last axis.
+    convolved    sizes that the network's convolutions and batch normalisations give the axis behind the batch.
+    time_first   a recurrent or attention layer has time before the batch.
+    """
+
+    last: frozenset[int] = frozenset()
+    convolved: frozenset[int] = frozenset()
+    time_first: bool = False
+
+
+def sizes_of(network: Any, module: Any) -> Sizes:
+    """What `network` tells of what its `module` gives."""
+    if not isinstance(network, nn.Module):
+        return Sizes()
     whole = list(_sizes(network))
-    last = {size for size, of_last, _ in layers or whole if of_last}
-    convolved = {size for size, of_last, _ in whole if not of_last}
-    if x.shape[-1] not in last or x.shape[1] in convolved:
-        return ""
-    time_first = x.dim() == 3 and any(batch_first is False for _, _, batch_first in layers or whole)
-    order = "tbc" if time_first else "b" + _SPATIAL[: x.dim() - 2] + "c"
-    if torch.compiler.is_compiling():
-        return order
-    warnings.warn(
-        f"{where}: its shape {tuple(x.shape)} ends with the size of its linear layers, so its axes are read as "
-        f"'{order}'; name the order to say so, or otherwise: '...@{order}', '...@bc{_SPATIAL[: x.dim() - 2]}'",
-        stacklevel=2,
+    layers = list(_sizes(module)) or whole
+    return Sizes(
+        frozenset(size for size, of_last, _ in layers if of_last),
+        frozenset(size for size, of_last, _ in whole if not of_last),
+        any(batch_first is False for _, _, batch_first in layers),
     )
+
+
+def told_by(sizes: Sizes, x: Tensor, where: str) -> str:
+    """The order of a feature of which nothing was said; "" if channels follow the batch."""
+    if x.dim() not in (3, 4) or x.shape[-1] not in sizes.last or x.shape[1] in sizes.convolved:
+        return ""
+    order = "tbc" if sizes.time_first and x.dim() == 3 else f"b{SPATIAL[: x.dim() - 2]}c"
+    if not torch.compiler.is_compiling():
+        warnings.warn(
+            f"{where}: its shape {tuple(x.shape)} ends with the size of its linear layers, so its axes are read as "
+            f"'{order}'; name the order to say so, or otherwise: '...@{order}', '...@bc{SPATIAL[: x.dim() - 2]}'",
+            stacklevel=2,
+        )
     return order
 
 

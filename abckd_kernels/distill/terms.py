@@ -13,6 +13,7 @@ from torch import Tensor
 from ..losses import table
 from .hooks import Observed, Taken, Wanted, wanted_of
 from .layers import Layer
+from .orders import SPATIAL
 
 
 @dataclass
@@ -113,7 +114,7 @@ def _explained(said: str, places: Sequence[list[int]], observed: Sequence[Observ
                 continue
             text = f"{wanted.where} was read as (batch {shape[0]}, channels {shape[1]}, positions {tuple(shape[2:])})"
             if wanted.layer.order is None and len(shape) > 2:
-                order = "b" + "thwd"[: len(shape) - 2] + "c"
+                order = f"b{SPATIAL[: len(shape) - 2]}c"
                 text += f"; if its channels are the last axis, name it '{wanted.layer}@{order}'"
             notes.append(text)
     return f"{said}; {'; '.join(notes)}" if notes else None
