@@ -3,6 +3,7 @@
 import copy
 import socket
 import sys
+import traceback
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def trained(distiller, run=None, steps=2, x=X):
     optimizer = torch.optim.SGD(distiller.parameters(), 0.1)
     for _ in range(steps):
         optimizer.zero_grad()
-        total((run or distiller)(x)).backward()
+        total((distiller if run is None else run)(x)).backward()
         optimizer.step()
     return {name: p.detach() for name, p in distiller.named_parameters()}
 
@@ -109,24 +110,11 @@ def test_amp_and_channels_last(loss):
 
 # ---------------------------------------------------------------------------------------------- two processes
 
-
-def spawn(function, *args):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (port, function, *args), nprocs=2)
-
-
-def _process(rank, port, function, *args):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        function(rank, *args)
-    finally:
-        dist.destroy_process_group()
-
-
 BATCH = torch.cat([X, 2 * X.flip(0)])
+
+
+def whole(parameters):
+    return {name: p.full_tensor() if hasattr(p, "full_tensor") else p for name, p in parameters.items()}
 
 
 def in_ddp(rank):
@@ -138,12 +126,24 @@ def in_ddp(rank):
         assert not [name for name in parallel.state_dict() if "teacher" in name]
 
 
-def test_distributed_data_parallel():
-    spawn(in_ddp)
-
-
 def in_fsdp(rank):
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import fully_shard
+
+    # What a loss learns is averaged only where it is sharded, too, so not with the student alone.
+    for loss, what in (("abc_loss", "student"), ("abc", "teacher"), ("abc_loss", "both"), ("hint", "whole")):
+        distiller = made(loss)
+        right = trained(copy.deepcopy(distiller), x=BATCH)
+        sharded = {"both": [distiller.student, distiller.teacher]}.get(what, [getattr(distiller, what, distiller)])
+        for network in sharded:
+            for block in getattr(network, "student", network).encoder:
+                fully_shard(block)
+            fully_shard(network)
+        ours = trained(distiller, x=BATCH if what == "teacher" else BATCH.chunk(2)[rank])
+        assert_equal(whole(ours), right)
+
+
+def in_fsdp_with_checkpoints(rank):
+    from torch.distributed.fsdp import fully_shard
     from torch.utils.checkpoint import checkpoint
 
     class Checkpointed(nn.Module):
@@ -154,45 +154,27 @@ def in_fsdp(rank):
         def forward(self, x):
             return checkpoint(self.block, x, use_reentrant=False)
 
-    for loss in ("abc", "abc_loss", "hint"):
-        for what in ("student", "teacher", "both", "whole"):
-            distiller = made(loss)
-            right = trained(copy.deepcopy(distiller), x=BATCH)
-            for network in (distiller.student, distiller.teacher):
-                if what == "both" or network is getattr(distiller, what, None):
-                    for block in network.encoder:
-                        fully_shard(block)
-                    fully_shard(network)
-            if what == "whole":
-                for block in distiller.student.encoder:
-                    fully_shard(block)
-                fully_shard(distiller)
-            ours = trained(distiller, x=BATCH if what == "teacher" else BATCH.chunk(2)[rank])
-            if loss != "abc_loss" and what in ("student", "both"):  # nobody averages what the loss learns
-                ours = {name: p for name, p in ours.items() if name.startswith("student.")}
-                if loss in ("hint", "abc"):
-                    continue
-            full = {name: p.full_tensor() if hasattr(p, "full_tensor") else p for name, p in ours.items()}
-            assert_equal(full, {name: right[name] for name in full})
     distiller = made("abc_loss")
     right = trained(copy.deepcopy(distiller), x=BATCH)
     for index, block in enumerate(distiller.student.encoder):
         distiller.student.encoder[index] = fully_shard(Checkpointed(block))
     fully_shard(distiller.student)
     ours = trained(distiller, x=BATCH.chunk(2)[rank])
-    assert_equal({name.replace("block.", ""): p.full_tensor() for name, p in ours.items()}, right)
+    assert_equal({name.replace("block.", ""): p for name, p in whole(ours).items()}, right)
+
+
+def in_fsdp_with_mixed_precision(rank):
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     distiller = made("abc_loss")
+    right = trained(copy.deepcopy(distiller), x=BATCH)
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for network in (distiller.student, distiller.teacher):
         for block in network.encoder:
             fully_shard(block, mp_policy=half)
         fully_shard(network, mp_policy=half)
     ours = trained(distiller, x=BATCH.chunk(2)[rank])
-    assert_equal({name: p.full_tensor() for name, p in ours.items()}, right, rtol=0.1, atol=0.03)
-
-
-def test_fully_shard():
-    spawn(in_fsdp)
+    assert_equal(whole(ours), right, rtol=0.1, atol=0.03)
 
 
 def with_tensor_parallel(rank):
@@ -211,12 +193,46 @@ def with_tensor_parallel(rank):
     plan = {"0": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False), "2": RowwiseParallel()}
     parallelize_module(student, mesh, plan)
     ours = trained(distiller, x=x)
-    full = {name: p.full_tensor() if hasattr(p, "full_tensor") else p for name, p in ours.items()}
-    assert_equal(full, right)
+    assert_equal(whole(ours), right)
 
 
-def test_tensor_parallel_features_are_gathered():
-    spawn(with_tensor_parallel)
+IN_TWO = (in_ddp, in_fsdp, in_fsdp_with_checkpoints, in_fsdp_with_mixed_precision, with_tensor_parallel)
+
+
+def _process(rank, port, folder):
+    """Everything that needs two processes, in the same two: what went wrong is written down by name."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for function in IN_TWO:
+        try:
+            function(rank)
+            said = ""
+        except Exception:
+            said = traceback.format_exc()
+        (folder / f"{function.__name__}.{rank}").write_text(said)
+        if said:
+            return  # the other process waits for this one, and is ended
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("two")
+    try:
+        torch.multiprocessing.spawn(_process, (port, folder), nprocs=2)
+    except torch.multiprocessing.ProcessExitedException:
+        pass
+    return folder
+
+
+@pytest.mark.parametrize("function", IN_TWO, ids=lambda function: function.__name__)
+def test_in_two_processes(two_processes, function):
+    files = [two_processes / f"{function.__name__}.{rank}" for rank in range(2)]
+    said = [file.read_text() if file.exists() else "did not end" for file in files]
+    assert said == ["", ""], "\n".join(said)
 
 
 # ---------------------------------------------------------------------------------------------- trainers
