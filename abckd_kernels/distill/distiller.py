@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from .balance import Balance
 from .checkpointing import with_backward_of
-from .hooks import Observed, Taken, Wanted
+from .hooks import Observed
 from .layers import Layer
 from .teachers import Reader, Source, Teacher
 from .terms import Bound, Term
+from .wanted import Taken, Wanted
 
 
 class DistillerOutput(NamedTuple):
@@ -54,8 +55,8 @@ class Distiller(nn.Module):
     in the backward pass that already reads the feature. Any other loss gets the features.
 
     The hooks are in the networks during `distiller(...)` only, and names mean what they mean then: layers may be
-    replaced or wrapped, and copies, pickles and exports of the networks hold nothing of ours. A layer behind a named one
-    may work in place: the feature is taken before, by a copy. Activation checkpointing may be around named layers and
+    replaced or wrapped, and copies, pickles and exports of the networks hold nothing of ours. A layer behind a named
+    one may work in place: the feature is taken before, by a copy. Activation checkpointing may be around named layers and
     in them.
 
     The teacher is no part of the module: `parameters()`, `state_dict()` and `train()` are those of the student and of

@@ -7,64 +7,21 @@ that holds a module's hooks, which torch.compile can trace.
 
 from __future__ import annotations
 
-import inspect
 import itertools
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ..ops import tap
+from .causes import why_not
 from .checkpointing import Recomputed, in_reentrant_region, kept_out
 from .layers import Layer, element_of, find, replaced
-from .orders import Sizes, from_channels_first, sizes_of, to_channels_first, told_by
-
-
-class Wanted(NamedTuple):
-    """What a loss wants of a layer.
-
-    layer   the layer, and how it is read.
-    tap     options of `ops.tap`: its map and means are wanted; None: the feature.
-    where   the layer as messages have it: "student_layers[0] 'encoder.0'".
-    """
-
-    layer: Layer
-    tap: Mapping[str, Any] | None
-    where: str
-
-
-class Taken(NamedTuple):
-    """What a forward pass gave.
-
-    output    what the network returned.
-    values    of each wanted one a list, an item per call of the layer: a feature (B, C, *spatial), vectors (B, D), or
-              (map, mean or None).
-    padding   {} or the lengths and padded_length that a packed sequence brings.
-    joined    tensors of `output` whose backward the loss has to run, for layers in reentrant checkpoints.
-    """
-
-    output: Any
-    values: list[list[Any]]
-    padding: dict[str, Any] = {}
-    joined: Sequence[Tensor] = ()
-
-
-def wanted_of(layers: Sequence[str | Layer], argument: str, options: Mapping[str, Any] | None) -> list[Wanted]:
-    """What a loss wants of each of the layers given as `argument`. Raises ValueError that names it."""
-    if isinstance(layers, str | Layer) or not isinstance(layers, Sequence) or not layers:
-        raise ValueError(f"{argument}: expected a non-empty list of layer names, got {layers!r}")
-    wanted = []
-    for index, text in enumerate(layers):
-        try:
-            layer = Layer.parse(text)
-        except ValueError as error:
-            raise ValueError(f"{argument}[{index}] {error}") from None
-        wanted.append(Wanted(layer, options, f"{argument}[{index}] '{text}'"))
-    return wanted
+from .orders import Sizes, sizes_of
+from .reading import check_tappable, is_constant, read
+from .wanted import Taken, Wanted
 
 
 class Observed:
@@ -108,10 +65,10 @@ class Observed:
             self._look_at(network, modules)
             output = network(*inputs, **(keywords or {}))
             for index in self._of_network:
-                output = self._collect(index, output, network, None)
+                output = self.collect(index, output, network, None)
             for index, values in enumerate(running.values):
                 if not values:
-                    raise ValueError(f"{self.wanted[index].where} {self._why_not(index, network)}")
+                    raise ValueError(f"{self.wanted[index].where} {self._missing(running, index)}")
             self._check_versions(running)
         except RuntimeError as error:
             if "inplace" in str(error) and "modified" in str(error):
@@ -131,12 +88,13 @@ class Observed:
 
     def _look_at(self, network: Any, modules: Sequence[nn.Module]) -> None:
         """What the network tells of the layers whose order of axes is not known yet."""
-        of_hooks = [(index, module) for hook, module in zip(self._hooks, modules, strict=True) for index in hook.indices]
+        hooked = zip(self._hooks, modules, strict=True)
+        of_hooks = [(index, module) for hook, module in hooked for index in hook.indices]
         for index, module in [*of_hooks, *((index, network) for index in self._of_network)]:
             if self._notes[index].order is None:
                 self._notes[index].sizes = sizes_of(network, module)
 
-    def _collect(self, index: int, output: Any, module: Any, hook: _Hook | None) -> Any:
+    def collect(self, index: int, output: Any, module: Any, hook: _Hook | None) -> Any:
         """Take what is wanted of what a layer returns, or is given; what the network goes on with."""
         running, (layer, _, where) = self._pass, self.wanted[index]
         if running is None or (isinstance(layer.call, int) and running.count(index) != layer.call):
@@ -147,29 +105,31 @@ class Observed:
                 f"of them as features of their own, '{layer.name}@all', or a layer that runs once"
             )
         if torch.compiler.is_compiling():
-            passed_on, value = self._taken(index, output, module)
+            passed_on, value = self._taken(running, index, output)
         elif running.gradients and not torch.is_grad_enabled():
-            passed_on, value = self._taken_without_graph(index, output, module, hook)
+            passed_on, value = self._taken_without_graph(running, index, output, module, hook)
         else:
             with kept_out():
-                passed_on, value = self._taken(index, output, module)
+                passed_on, value = self._taken(running, index, output)
         running.values[index].append(value)
         return passed_on
 
-    def _taken(self, index: int, output: Any, module: Any) -> tuple[Any, Any]:
-        running, (layer, options, where), notes = self._pass, self.wanted[index], self._notes[index]
+    def _taken(self, running: _Pass, index: int, output: Any) -> tuple[Any, Any]:
+        (layer, options, where), notes = self.wanted[index], self._notes[index]
         found = element_of(output, layer.path, where)
-        x, order = self._read(index, found, module)
+        one, notes.order = read(found, layer, notes.order, notes.sizes, where)
+        running.packed = one.padding or running.packed
+        x, passed_on = one.feature, found
+        value: Any = x
         if not torch.compiler.is_compiling():
             self.shapes[index] = tuple(x.shape)
-            self._check_connected(index, x)
-        passed_on, value = found, x
+            self._check_connected(running, index, x)
         if options is not None:
-            _check_tappable(x, where)
-            tapped = tap(x, **options, **running.padding_of_taps())
+            check_tappable(x, where)
+            tapped = tap(x, **options, **(running.packed or running.padding))
             value = tapped.map, tapped.mean
-            if order is not None:
-                passed_on = from_channels_first(tapped.feature, order) if order else tapped.feature
+            if one.order is not None:
+                passed_on = one.back(tapped.feature)
             self._warn_of_constant(index, tapped.map)
         if not isinstance(found, Tensor) or (options is not None and not (torch.is_grad_enabled() and x.requires_grad)):
             return output, value  # nothing that the network does afterwards changes what the loss has
@@ -179,7 +139,9 @@ class Observed:
             running.passed_on.append((index, passed_on, passed_on._version))
         return replaced(output, layer.path, passed_on), value
 
-    def _taken_without_graph(self, index: int, output: Any, module: Any, hook: _Hook | None) -> tuple[Any, Any]:
+    def _taken_without_graph(
+        self, running: _Pass, index: int, output: Any, module: Any, hook: _Hook | None
+    ) -> tuple[Any, Any]:
         """A layer that runs under no_grad in a step with gradients: it will run again, or nothing can reach it."""
         layer, options, where = self.wanted[index]
         if not in_reentrant_region():
@@ -192,16 +154,11 @@ class Observed:
                 f"{where}: the calls of a layer can't be told apart in reentrant activation checkpointing; checkpoint "
                 "with use_reentrant=False"
             )
-        passed_on, value = self._taken(index, output, module)
-        running = self._pass
-        padding = running.padding
+        passed_on, value = self._taken(running, index, output)
 
         def again(recomputed: Recomputed, given: Any) -> Any:
-            self._pass = _Pass(running.network, [[] for _ in self.wanted], padding, True)
-            try:
-                with_tap, values = self._taken(index, given, module)
-            finally:
-                self._pass = None
+            once_more = _Pass(running.network, [], running.padding, gradients=True)
+            with_tap, values = self._taken(once_more, index, given)
             found = element_of(with_tap, layer.path, where)
             if not found.requires_grad:  # of a region within a region, which has yet to run
                 return None
@@ -214,37 +171,8 @@ class Observed:
         running.recomputed = True
         return passed_on, leaves[0] if options is None else tuple(leaves)
 
-    def _read(self, index: int, found: Any, module: Any) -> tuple[Tensor, str | None]:
-        """The feature (B, C, *spatial), and the order that leads back from it; None where none does."""
-        running, (layer, _, where), notes = self._pass, self.wanted[index], self._notes[index]
-        if isinstance(found, PackedSequence):
-            x, lengths = pad_packed_sequence(found, batch_first=True)
-            running.packed = {"lengths": lengths.to(x.device), "padded_length": x.shape[1]}
-            return (x if layer.transform is None else layer.transform(x)).movedim(-1, 1), None
-        if not isinstance(found, Tensor):
-            example = f", as in '{layer.name}:0'" if isinstance(found, tuple | list | dict) else ""
-            raise ValueError(f"{where} returns a {type(found).__name__}; choose a tensor in it{example}")
-        if found.is_nested:
-            raise ValueError(
-                f"{where} returns a nested tensor, whose items have shapes of their own; losses read padded batches: "
-                "turn nested tensors off (enable_nested_tensor=False of nn.TransformerEncoder), or name a layer behind"
-            )
-        x, whole = found, True
-        if _is_dtensor(found):
-            x, whole = found.full_tensor(), False  # type: ignore[attr-defined]
-        if layer.transform is not None:
-            x, whole = layer.transform(x), False
-            if not isinstance(x, Tensor):
-                raise ValueError(f"{where}: transform= returned a {type(x).__name__}, not a tensor")
-        order = layer.order
-        if order is None:
-            if notes.order is None:
-                notes.order = told_by(notes.sizes, x, where)
-            order = notes.order if x.dim() == len(notes.order) else ""
-        return (to_channels_first(x, order, where) if order else x), order if whole else None
-
-    def _check_connected(self, index: int, x: Tensor) -> None:
-        running, notes = self._pass, self._notes[index]
+    def _check_connected(self, running: _Pass, index: int, x: Tensor) -> None:
+        notes = self._notes[index]
         if running.gradients and torch.is_grad_enabled() and not (x.requires_grad or notes.unconnected):
             notes.unconnected = True
             if isinstance(running.network, nn.Module) and any(p.requires_grad for p in running.network.parameters()):
@@ -255,17 +183,14 @@ class Observed:
                 )
 
     def _warn_of_constant(self, index: int, map: Tensor) -> None:
-        notes = self._notes[index]
-        if notes.map_seen or torch.compiler.is_compiling() or map.device.type == "meta" or not map.numel():
+        (layer, _, where), notes = self.wanted[index], self._notes[index]
+        if notes.map_seen or torch.compiler.is_compiling() or map.device.type == "meta":
             return
         notes.map_seen = True
-        flat = map.detach().flatten(1)
-        least, most = flat.amin(1), flat.amax(1)
-        if flat.shape[1] > 1 and bool(((most - least) <= 1e-3 * most).all() & (most > 0).any()):
+        if is_constant(map):
             warnings.warn(
-                f"{self.wanted[index].where}: its attention map has the same value at all positions, so it teaches "
-                "nothing; behind a layer normalisation that is so with power=2: use power=1, or name a layer before it "
-                f"('{self.wanted[index].layer.name}@in')",
+                f"{where}: its attention map has the same value at all positions, so it teaches nothing; after a layer "
+                f"normalisation that is so with power=2: use power=1, or name a layer before it ('{layer.name}@in')",
                 stacklevel=2,
             )
 
@@ -277,33 +202,15 @@ class Observed:
                 raise RuntimeError("modified inplace")
             notes.copies = changed or bool(notes.copies and self.wanted[index].layer.call == "all")
 
+    def _missing(self, running: _Pass, index: int) -> str:
+        call, ran = self.wanted[index].layer.call, running.counts.get(index)
+        return f"ran {ran} times only, so it has no call {call}" if ran else why_not(
+            self.wanted[index].layer.name, running.network
+        )  # fmt: skip
+
     def _notes_of_copies(self, copies: bool) -> None:
         for notes in self._notes:
             notes.copies = copies
-
-    def _why_not(self, index: int, network: Any) -> str:
-        layer, last = self.wanted[index].layer, self.wanted[index].layer.name.rpartition(".")[2]
-        if isinstance(layer.call, int) and self._pass is not None and self._pass.counts.get(index):
-            return f"ran {self._pass.counts[index]} times only, so it has no call {layer.call}"
-        inside = [module for name, module in network.named_modules() if layer.name.startswith(name)]
-        if any(isinstance(module, torch.jit.ScriptModule) for module in inside):
-            return "did not run: it is part of a TorchScript program, which calls no hooks; name what that returns"
-        if any(isinstance(module, torch.fx.GraphModule) for module in inside):
-            return "did not run: it is part of an exported program, which calls no layers; name what that returns"
-        if any(hasattr(module, "_orig_mod") for module in network.modules()):
-            return (
-                "did not run: it is part of a module that torch.compile compiled before, without hooks; compile the "
-                "Distiller or the training step instead, or call torch.compiler.reset() before the first step"
-            )
-        for module in network.modules():
-            try:
-                source = inspect.getsource(type(module).forward)
-            except (OSError, TypeError):
-                continue
-            if re.search(rf"(\b{re.escape(last)}|\])\.forward\(", source):
-                return f"did not run: {type(module).__name__} calls .forward() of its layers, which skips their hooks"
-        return "did not run in the forward pass"
-
 
 class _Notes:
     """What was found out about a layer: the order of its axes, whether what follows changes it in place, ..."""
@@ -330,9 +237,6 @@ class _Pass:
         before = self.counts.get(index, 0)
         self.counts[index] = before + 1
         return before
-
-    def padding_of_taps(self) -> dict[str, Any]:
-        return self.packed or self.padding
 
 
 _keys = itertools.count(1)
@@ -367,7 +271,7 @@ class _Hook:
 
         def collect(given: Any) -> Any:
             for index in self.indices:
-                given = self._observed._collect(index, given, module, self)
+                given = self._observed.collect(index, given, module, self)
             return given
 
         return _of_arguments(inputs, output, collect) if self.of_input else collect(output)
@@ -426,20 +330,6 @@ def _of_arguments(args: tuple, keywords: dict, collect: Callable) -> tuple[tuple
     if given is None:
         return args, keywords
     return tuple(given[str(k)] for k in range(len(args))), {name: given[name] for name in keywords}
-
-
-def _check_tappable(x: Tensor, where: str) -> None:
-    if x.dim() == 2:
-        raise ValueError(f"{where} gives vectors {tuple(x.shape)}; this loss compares positions, which they don't have")
-    if x.dim() > 4:
-        raise ValueError(
-            f"{where} gives volumes {tuple(x.shape)}; this loss reads one or two axes of positions: join two with "
-            "Layer(..., transform=lambda x: x.flatten(3)), where both networks agree in them"
-        )
-
-
-def _is_dtensor(x: Tensor) -> bool:
-    return type(x).__name__ == "DTensor" and hasattr(x, "full_tensor")
 
 
 def _tensors(output: Any) -> list[Tensor]:

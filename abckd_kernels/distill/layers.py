@@ -77,7 +77,7 @@ class Layer:
             if part == "in":
                 layer = dataclasses.replace(layer, input=True)
             elif part == "all" or part.isdigit():
-                layer = dataclasses.replace(layer, call=part if part == "all" else int(part))
+                layer = dataclasses.replace(layer, call="all" if part == "all" else int(part))
             else:
                 _check_order(part, text)
                 layer = dataclasses.replace(layer, order=part)
@@ -109,14 +109,15 @@ def find(network: Any, layer: Layer, where: str) -> nn.Module:
 def _walk(module: nn.Module, parts: Sequence[str]) -> nn.Module | None:
     if not parts:
         return module
-    if parts[0] in module._modules and module._modules[parts[0]] is not None:
-        found = _walk(module._modules[parts[0]], parts[1:])
-        if found is not None:
-            return found
+    inner = module._modules.get(parts[0])
+    found = None if inner is None else _walk(inner, parts[1:])
+    if found is not None:
+        return found
     of_peft = ("base_model", "model") if type(module).__module__.startswith("peft.") else ()
     for wrapped in (*_WRAPPED_IN, *of_peft):
-        if wrapped in module._modules:
-            return _walk(module._modules[wrapped], parts)
+        inner = module._modules.get(wrapped)
+        if inner is not None:
+            return _walk(inner, parts)
     return None
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..losses.common.features import constant
-from .hooks import Observed, Taken, Wanted
+from .hooks import Observed
+from .wanted import Taken, Wanted
 
 
 class Reader(Protocol):
@@ -33,8 +34,8 @@ class Teacher:
     """A network, or a function, that teaches: it runs without gradients, in eval mode.
 
     network   a module; a TorchScript or exported program; or a function, which returns what the layers name: ":0",
-              ":mid". The network may be the student or share parts with it: nothing of it is changed, and modules that are in
-              training mode are so again after the teacher's pass.
+              ":mid". The network may be the student or share parts with it: nothing of it is changed, and modules that are
+              in training mode are so again after the teacher's pass.
     device    the teacher's own: it is moved there, inputs are moved to it and what it gives comes back to the student's
               device. Default: it is where it is, and moves with the Distiller, as parts of a network do.
     saved     its state belongs into the Distiller's (an average of the student, say).

@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from ..losses import table
-from .hooks import Observed, Taken, Wanted, wanted_of
+from .hooks import Observed
 from .layers import Layer
 from .orders import SPATIAL
+from .wanted import Taken, Wanted, wanted_of
 
 
 @dataclass
