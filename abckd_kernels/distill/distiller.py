@@ -56,8 +56,8 @@ class Distiller(nn.Module):
 
     The hooks are in the networks during `distiller(...)` only, and names mean what they mean then: layers may be
     replaced or wrapped, and copies, pickles and exports of the networks hold nothing of ours. A layer behind a named
-    one may work in place: the feature is taken before, by a copy. Activation checkpointing may be around named layers and
-    in them.
+    one may work in place: the feature is taken before, by a copy. Activation checkpointing may be around named layers
+    and in them.
 
     The teacher is no part of the module: `parameters()`, `state_dict()` and `train()` are those of the student and of
     the losses, and `DistributedDataParallel`, `fully_shard` and optimizers see no more. `to()` moves the teacher, too.
@@ -121,6 +121,7 @@ class Distiller(nn.Module):
         self,
         *inputs,
         teacher_inputs: Any = None,
+        examples: Any = None,
         lengths: Tensor | None = None,
         padded_length: int | None = None,
         **keywords,
@@ -130,6 +131,7 @@ class Distiller(nn.Module):
         inputs, keywords   of the student, and of the teachers where `teacher_inputs` says nothing else.
         teacher_inputs     of the teacher: a tensor, a tuple of arguments or a dict of keyword arguments; where there
                            are several teachers, a dict of these by name.
+        examples           which examples these are, for a teacher that is looked up instead of run.
         lengths            (B,) integers, the valid part of each padded item, out of padded_length (for a waveform both
                            in samples); needed together. They are for the losses.
         """
@@ -142,7 +144,7 @@ class Distiller(nn.Module):
             device = next((x.device for x in (*inputs, *keywords.values()) if isinstance(x, Tensor)), None)
             lengths = torch.as_tensor(lengths)
             padding = {"lengths": lengths if device is None else lengths.to(device), "padded_length": padded_length}
-        taught = self._taught(inputs, keywords, teacher_inputs, padding)
+        taught = self._taught(inputs, keywords, teacher_inputs, padding, examples)
         learned = self._observed.take(self.student, inputs, keywords, padding)
         values, attention = {}, {}
         for name, term, teacher in zip(self._names, self._terms, self._taught_by, strict=True):
@@ -163,7 +165,9 @@ class Distiller(nn.Module):
             values,
         )
 
-    def _taught(self, inputs: tuple, keywords: dict, teacher_inputs: Any, padding: dict) -> dict[str, Taken]:
+    def _taught(
+        self, inputs: tuple, keywords: dict, teacher_inputs: Any, padding: dict, examples: Any
+    ) -> dict[str, Taken]:
         several = len(self._readers) > 1
         if several and teacher_inputs is not None and not set(teacher_inputs) <= set(self._readers):
             raise ValueError(f"teacher_inputs: expected some of {list(self._readers)}, got {list(teacher_inputs)}")
@@ -171,11 +175,11 @@ class Distiller(nn.Module):
         for name, reader in self._readers.items():
             own = teacher_inputs if not several or teacher_inputs is None else teacher_inputs.get(name)
             if own is None:
-                taken[name] = reader.take(inputs, keywords, padding)
+                taken[name] = reader.take(inputs, keywords, padding, examples)
             elif isinstance(own, Mapping):
-                taken[name] = reader.take((), own, padding)
+                taken[name] = reader.take((), own, padding, examples)
             else:
-                taken[name] = reader.take(own if isinstance(own, tuple) else (own,), {}, padding)
+                taken[name] = reader.take(own if isinstance(own, tuple) else (own,), {}, padding, examples)
         return taken
 
     def _sum(self, values: list[Tensor]) -> Tensor:

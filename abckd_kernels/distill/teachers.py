@@ -18,8 +18,16 @@ from .wanted import Taken, Wanted
 class Reader(Protocol):
     """Gives what was bound, step by step."""
 
-    def take(self, inputs: Sequence, keywords: Mapping[str, Any], padding: Mapping[str, Any]) -> Taken:
-        """What is wanted of the teacher for these inputs."""
+    def take(
+        self, inputs: Sequence, keywords: Mapping[str, Any], padding: Mapping[str, Any], examples: Any = None
+    ) -> Taken:
+        """What is wanted of the teacher for these inputs.
+
+        inputs, keywords   the teacher's arguments.
+        padding            {} or lengths and padded_length.
+        examples           what `distiller(..., examples=)` was given: which examples these are, for a teacher that is
+                           looked up instead of run.
+        """
 
 
 @runtime_checkable
@@ -34,8 +42,8 @@ class Teacher:
     """A network, or a function, that teaches: it runs without gradients, in eval mode.
 
     network   a module; a TorchScript or exported program; or a function, which returns what the layers name: ":0",
-              ":mid". The network may be the student or share parts with it: nothing of it is changed, and modules that are
-              in training mode are so again after the teacher's pass.
+              ":mid". The network may be the student or share parts with it: nothing of it is changed, and modules that
+              are in training mode are so again after the teacher's pass.
     device    the teacher's own: it is moved there, inputs are moved to it and what it gives comes back to the student's
               device. Default: it is where it is, and moves with the Distiller, as parts of a network do.
     saved     its state belongs into the Distiller's (an average of the student, say).
@@ -60,7 +68,9 @@ class _Running:
     def __init__(self, teacher: Teacher, observed: Observed):
         self.teacher, self.observed = teacher, observed
 
-    def take(self, inputs: Sequence, keywords: Mapping[str, Any], padding: Mapping[str, Any]) -> Taken:
+    def take(
+        self, inputs: Sequence, keywords: Mapping[str, Any], padding: Mapping[str, Any], examples: Any = None
+    ) -> Taken:
         teacher, home = self.teacher, None
         if teacher.device is not None:
             home = next((x.device for x in tree_leaves((inputs, keywords)) if isinstance(x, Tensor)), None)

@@ -63,7 +63,7 @@ def test_networks(needs, code):
 
 def made(width):
     return nn.Sequential(
-        nn.Conv2d(3, width, 3, 2), nn.ReLU(inplace=True), nn.Conv2d(width, 2 * width, 3, 2),
+        nn.Conv2d(3, width, 3, 2), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, 2),
         nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 10)),
     )  # fmt: skip
 
@@ -71,7 +71,9 @@ def made(width):
 def training(folder):
     torch.manual_seed(0)
     batches = [(torch.randn(4, 3, 16, 16), torch.randint(10, (4,))) for _ in range(2)]
-    return names() | dict(student=made(8), teacher=made(16), layers=["0", "2"], batches=batches, folder=folder)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    given = dict(student=made(8), teacher=made(16), layers=["0", "2"], batches=batches, loader=loader, folder=folder)
+    return names() | given
 
 
 def with_berts(transformers):

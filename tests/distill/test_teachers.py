@@ -152,13 +152,13 @@ def test_a_source_of_features_that_runs_nothing():
             self.wanted = wanted
             return self
 
-        def take(self, inputs, keywords, padding):
-            assert inputs == (7,)
+        def take(self, inputs, keywords, padding, examples=None):
+            assert inputs[0] is X and examples == 7
             maps = [(x.square().mean(1), None) for x in (first, teacher.encoder[1](first).detach())]
             return Taken(None, [[x] for x in maps])
 
     stored = Stored()
-    output = distil(student, stored, ATLoss())(X, teacher_inputs=7)
+    output = distil(student, stored, ATLoss())(X, examples=7)
     assert [one.layer for one in stored.wanted] == [Layer.parse(name) for name in LAYERS]
     assert [one.tap for one in stored.wanted] == [ATLoss().tap_options] * 2
     torch.testing.assert_close(output.loss, distil(student, teacher, ATLoss())(X).loss)
