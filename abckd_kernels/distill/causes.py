@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from .layers import child
+
 
 def why_not(name: str, network: nn.Module) -> str:
     """The cause for which no hook on the layer `name` was called in a forward pass of the network."""
@@ -37,7 +39,7 @@ def _above(module: nn.Module, parts: Sequence[str]) -> list[nn.Module]:
     """The modules on the way to a layer."""
     found = []
     for part in parts:
-        inner = module._modules.get(part)
+        inner = child(module, part)
         if inner is None:
             break
         found.append(inner)

@@ -109,16 +109,21 @@ def find(network: Any, layer: Layer, where: str) -> nn.Module:
 def _walk(module: nn.Module, parts: Sequence[str]) -> nn.Module | None:
     if not parts:
         return module
-    inner = module._modules.get(parts[0])
+    inner = child(module, parts[0])
     found = None if inner is None else _walk(inner, parts[1:])
     if found is not None:
         return found
     of_peft = ("base_model", "model") if type(module).__module__.startswith("peft.") else ()
     for wrapped in (*_WRAPPED_IN, *of_peft):
-        inner = module._modules.get(wrapped)
+        inner = child(module, wrapped)
         if inner is not None:
             return _walk(inner, parts)
     return None
+
+
+def child(module: nn.Module, name: str) -> nn.Module | None:
+    """A submodule, or None."""
+    return module._modules[name] if name in module._modules else None  # TorchScript's dict has no get
 
 
 def element_of(output: Any, path: Sequence[str], where: str) -> Any:
