@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 KERNELS = (ROOT / "docs" / "kernels.md").read_text()
 RESOURCES = (ROOT / "docs" / "resources.md").read_text()
+PAGES = ("kernels", "evaluation", "deployment", "study", "performance", "networks", "trainers")
 
 
 def kernels() -> list[str]:
@@ -36,8 +37,7 @@ def test_every_kernel_has_its_row(kernel):
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "csrc/README.md", "tests/simt/README.md"]
-    + [f"docs/{name}.md" for name in ("kernels", "evaluation", "deployment", "study", "performance")],
+    ["README.md", "csrc/README.md", "tests/simt/README.md"] + [f"docs/{name}.md" for name in PAGES],
 )
 def test_links_lead_somewhere(page):
     file = ROOT / page

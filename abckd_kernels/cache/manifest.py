@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distill.layers import Layer
 from ..ops.shapes import describe
 
 FORMAT = 1
@@ -121,6 +122,12 @@ def hash_of(network: nn.Module) -> str:
         value = value.detach().to_dense() if value.layout != torch.strided else value.detach()
         total.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def key_of(layer: Layer) -> str:
+    """What a layer is called in a manifest: all that decides what is read of it."""
+    transform = layer.transform
+    return str(layer) + (f" by {getattr(transform, '__qualname__', type(transform).__name__)}" if transform else "")
 
 
 def name_of(dtype: torch.dtype) -> str:

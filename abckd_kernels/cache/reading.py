@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distill.wanted import Taken, Wanted
 from ..losses.response.top_k import TopK
 from ..ops import tap
 from ..ops.shapes import describe
@@ -16,6 +17,7 @@ from . import manifest, shards
 from .fingerprints import fingerprints
 from .manifest import CacheError, dtype_of
 
+_ALL = {"power": 2, "means": True}  # what `tap` does by default
 Examples = int | slice | Sequence[int] | Tensor
 Rows = Mapping[str, Tensor]
 
@@ -86,9 +88,9 @@ class TeacherCache:
                 rows[name][chosen] = x[inside]
         return rows
 
-    def bound(self, layers: Sequence[str], tap_options: Mapping[str, Any] | None) -> Taught:
+    def bind(self, wanted: Sequence[Wanted]) -> Taught:
         """What a Distiller asks in every step. Raises CacheError for layers or tap options that the cache lacks."""
-        return Taught(self, layers, tap_options)
+        return Taught(self, wanted)
 
     def output(self, examples: Examples | Rows, *inputs: Any) -> Any:
         """What was kept of the teacher's output on examples, on the device of the inputs, as the teacher gave it.
@@ -99,7 +101,7 @@ class TeacherCache:
         """
         if not self.manifest.output:
             raise CacheError(f"{self.folder}: expected an output, but none was kept; write the cache with output=")
-        return self.bound([], None).run(examples, inputs)[0]
+        return self.bind([]).take(inputs, {}, {}, examples).output
 
     def _positions(self, examples: Examples) -> Tensor:
         if isinstance(examples, slice):
@@ -124,61 +126,70 @@ class TeacherCache:
 
 
 class Taught:
-    """A cached teacher's part of a step, for some of its layers and what a loss wants of them."""
+    """A cached teacher's part of a step: a `distill.Reader` of some of its layers and what losses want of them."""
 
-    def __init__(self, cache: TeacherCache, layers: Sequence[str], tap_options: Mapping[str, Any] | None):
-        self.cache = cache
+    def __init__(self, cache: TeacherCache, wanted: Sequence[Wanted]):
+        self.cache, self._wanted = cache, list(wanted)
         known, kept = cache.manifest.layers, cache.manifest.tap
-        for index, name in enumerate(layers):
-            if name not in known:
+        for one in wanted:
+            if manifest.key_of(one.layer) not in known:
                 raise CacheError(
-                    f"teacher_layers[{index}]: expected one of {', '.join(known)} in the cache, got {name!r}"
+                    f"{one.where}: expected one of {', '.join(known)} in the cache, got {manifest.key_of(one.layer)!r}"
                 )
-        self._places = [known.index(name) for name in layers]
-        self._tap = None if tap_options is None else {"power": 2, "means": True} | dict(tap_options)
-        if layers and kept is not None:
-            if self._tap is None:
+            if kept is None:
+                continue
+            if one.tap is None:
                 raise CacheError(
-                    "loss: expected one that needs attention maps alone (abc, at, afd), because the cache has no "
-                    "features; write it with taps=None"
+                    f"{one.where}: expected a loss that needs attention maps alone (abc, at, afd), because the cache "
+                    "has no features; write it with taps=None"
                 )
-            if self._tap["power"] != kept["power"] or self._tap["means"] > kept["means"]:
-                raise CacheError(f"loss: expected tap options {kept} as in the cache, got {self._tap}")
+            options = _ALL | dict(one.tap)
+            if options["power"] != kept["power"] or options["means"] > kept["means"]:
+                raise CacheError(f"{one.where}: expected tap options {kept} as in the cache, got {options}")
+        self._places = [known.index(manifest.key_of(one.layer)) for one in wanted]
 
-    def run(
-        self, examples: Examples | Rows, inputs: Sequence[Any], padding: Mapping[str, Any] | None = None
-    ) -> tuple[Any, list[Any]]:
-        """(output or None, [item of each layer]): (map, mean or None) for a loss with tap options, else the feature.
+    def take(
+        self, inputs: Sequence[Any], keywords: Mapping[str, Any], padding: Mapping[str, Any], examples: Any = None
+    ) -> Taken:
+        """What was kept of the teacher on these examples, on the device of the inputs.
 
-        examples   positions (B,), or rows of them as the cache gives.
-        inputs     those of the teacher, whose first tensor says on which device the items are to be.
-        padding    lengths and padded_length. Maps and means of whole examples do not have it: an error.
+        inputs, keywords   the teacher's arguments.
+        padding            lengths and padded_length. Maps and means of whole examples do not have it: an error.
+        examples           positions (B,), or rows of them as the cache gives.
 
         Raises CacheError for inputs that are not those of the examples.
         """
-        if padding and self.cache.manifest.tap is not None:
+        if examples is None:
+            raise CacheError("examples: expected the positions of the inputs in the data set, for a cached teacher")
+        if padding and self._wanted and self.cache.manifest.tap is not None:
             raise CacheError("lengths: expected none, because the cache has maps and means of whole examples; "
                              "write it with taps=None")  # fmt: skip
         rows = examples if isinstance(examples, Mapping) else self.cache[examples]
         absent = [name for name in self.cache.manifest.tensors if name not in rows]
         if absent:
             raise CacheError(f"examples: expected rows of {self.cache.folder}, but they have no {absent[0]}")
-        tensors = [x for x in inputs if isinstance(x, Tensor)]
-        if tensors and self.cache.check_inputs and not torch.compiler.is_compiling():
-            self._check(rows, inputs)
-        device = tensors[0].device if tensors else rows["inputs"].device
-        items = [self._item(place, rows, device, padding or {}) for place in self._places]
-        return self._output(rows, device), items
+        given = [x for x in (*inputs, *keywords.values()) if isinstance(x, Tensor)]
+        if given and self.cache.check_inputs and not torch.compiler.is_compiling():
+            self._check(rows, given)
+        device = given[0].device if given else rows["inputs"].device
+        values = [
+            [self._item(place, one.tap, rows, device, padding)]
+            for place, one in zip(self._places, self._wanted, strict=True)
+        ]
+        return Taken(self._output(rows, device), values)
 
-    def _item(self, place: int, rows: Rows, device: torch.device, padding: Mapping[str, Any]) -> Any:
+    def _item(
+        self, place: int, options: Mapping[str, Any] | None, rows: Rows, device: torch.device,
+        padding: Mapping[str, Any],
+    ) -> Any:  # fmt: skip
         if self.cache.manifest.tap is not None:
-            assert self._tap is not None
-            mean = self._given(f"means.{place}", rows, device) if self._tap["means"] else None
+            means = (_ALL | dict(options or {}))["means"]
+            mean = self._given(f"means.{place}", rows, device) if means else None
             return self._given(f"maps.{place}", rows, device), mean
         feature = self._given(f"features.{place}", rows, device)
-        if self._tap is None:
+        if options is None:
             return feature
-        tapped = tap(feature, **self._tap, **padding)
+        tapped = tap(feature, **options, **padding)
         return tapped.map, tapped.mean
 
     def _output(self, rows: Rows, device: torch.device) -> Any:

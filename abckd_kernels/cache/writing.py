@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from .. import distill
+from ..distill.hooks import Observed
+from ..distill.layers import Layer
+from ..distill.teachers import in_eval_mode
+from ..distill.wanted import wanted_of
 from ..losses.response.top_k import TopK
-from ..ops import tap
 from ..ops.shapes import describe
 from . import manifest, shards
 from .fingerprints import fingerprints
@@ -26,7 +28,7 @@ def cache_teacher(
     folder: str | Path,
     teacher: nn.Module,
     dataset: Dataset,
-    layers: Sequence[str],
+    layers: Sequence[str | Layer],
     *,
     taps: Any = "default",
     output: Callable[[Any], Any] | None = None,
@@ -74,12 +76,15 @@ def cache_teacher(
     count = len(dataset)  # type: ignore[arg-type]
     if count < 1:
         raise ValueError("dataset: expected at least one example, got 0")
+    observed = Observed(wanted_of(layers, "layers", options) if layers else [])
+    observed.check(teacher)
+    names = tuple(manifest.key_of(one.layer) for one in observed.wanted)
     wanted = Manifest(
-        count, shard, type(teacher).__name__, manifest.hash_of(teacher), tuple(layers), options,
+        count, shard, type(teacher).__name__, manifest.hash_of(teacher), names, options,
         None if dtype is None else name_of(dtype),
     )  # fmt: skip
-    source = _Source(teacher, wanted, dataset, output, inputs, dtype, batch_size, num_workers, device)
-    with source:
+    source = _Source(teacher, observed, wanted, dataset, output, inputs, dtype, batch_size, num_workers, device)
+    with torch.no_grad(), in_eval_mode(teacher):
         agreed = _begun(folder, wanted, source)
         for index in shards.missing(folder, agreed):
             if index % parts == rank:
@@ -125,31 +130,18 @@ def _check_dataset(folder: Path, shard: int, found: Manifest, source: _Source) -
 
 
 class _Source:
-    """A teacher and a data set: rows of examples. A context, in which the teacher is hooked and in eval mode."""
+    """A teacher and a data set: rows of examples."""
 
-    def __init__(self, teacher, wanted: Manifest, dataset, output, inputs, dtype, batch_size, num_workers, device):
+    def __init__(
+        self, teacher, observed: Observed, wanted: Manifest, dataset, output, inputs, dtype, batch_size, num_workers,
+        device,
+    ):  # fmt: skip
         self.batch_size = batch_size
-        self._teacher, self._wanted, self._dataset = teacher, wanted, dataset
+        self._teacher, self._observed, self._wanted, self._dataset = teacher, observed, wanted, dataset
         self._output, self._inputs, self._dtype, self._workers = output, inputs, dtype, num_workers
-        self._device = device
-        self._collector = distill._Collector(teacher, wanted.layers, "layers", self._take) if wanted.layers else None
-
-    def __enter__(self) -> _Source:
-        self._modes = [(module, module.training) for module in self._teacher.modules()]
-        self._teacher.eval()
-        if self._device is not None:
-            self._teacher.to(self._device)
-        else:
-            self._device = next((x.device for x in self._teacher.parameters()), torch.device("cpu"))
-        if self._collector is not None:
-            self._collector.attach()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        if self._collector is not None:
-            self._collector.remove()
-        for module, training in self._modes:
-            module.training = training
+        if device is not None:
+            teacher.to(device)
+        self._device = next((x.device for x in teacher.parameters()), torch.device("cpu")) if device is None else device
 
     def rows(self, examples: range, agreed: Manifest) -> dict[str, Tensor]:
         """What is kept of examples, as the manifest says. Raises CacheError."""
@@ -188,14 +180,16 @@ class _Source:
 
     def _kept(self, batch: Any) -> tuple[dict[str, tuple[Tensor, Tensor]], str]:
         given = self._of(batch)
-        with torch.no_grad():
-            moved = tuple(x.to(self._device) for x in given)
-            output, items = (self._teacher(*moved), []) if self._collector is None else self._collector.run(*moved)
-            found: dict[str, Tensor] = {}
-            for place, item in enumerate(items):
-                found |= {f"{name}.{place}": x for name, x in item.items()}
-            form, parts = ("", {}) if self._output is None else _flat(self._output(output))
-            found |= parts
+        taken = self._observed.take(self._teacher, tuple(x.to(self._device) for x in given))
+        if taken.padding:
+            raise CacheError("layers: expected tensors of whole examples, got a packed sequence, which is not cached")
+        found: dict[str, Tensor] = {}
+        for place, calls in enumerate(taken.values):
+            if len(calls) != 1:
+                raise CacheError(f"layer {self._wanted.layers[place]!r}: expected one call, got {len(calls)}; name one")
+            found |= self._parts(place, calls[0])
+        form, parts = ("", {}) if self._output is None else _flat(self._output(taken.output))
+        found |= parts
         rows = {name: (self._narrowed(name, x.detach()), x) for name, x in found.items()}
         of_inputs = fingerprints(given).cpu()
         wrong = [name for name, (x, _) in rows.items() if x.dim() < 1 or len(x) != len(of_inputs)]
@@ -205,13 +199,12 @@ class _Source:
             )
         return rows | {"inputs": (of_inputs, of_inputs)}, form
 
-    def _take(self, feature: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The tensor to pass on in the network, and what is kept of it."""
-        options = self._wanted.tap
-        if options is None:
-            return feature, {"features": feature.clone()}  # a layer behind may work in place
-        tapped = tap(feature, **options)
-        return feature, {"maps": tapped.map} | ({} if tapped.mean is None else {"means": tapped.mean})
+    def _parts(self, place: int, item: Any) -> dict[str, Tensor]:
+        """What is kept of a layer, by name."""
+        if self._wanted.tap is None:
+            return {f"features.{place}": item}
+        parts = zip(("maps", "means"), item, strict=True)
+        return {f"{name}.{place}": x for name, x in parts if x is not None}
 
     def _narrowed(self, name: str, x: Tensor) -> Tensor:
         """In the dtype of the cache, on the host. Raises CacheError where that can't hold it."""
