@@ -1,6 +1,7 @@
 """Fused knowledge-distillation losses over intermediate feature maps."""
 
 from .backends import use_backend
+from .cache import TeacherCache, cache_teacher
 from .distill import Distiller, DistillerOutput
 from .losses import ABCLoss, abc_loss
 from .ops import (
@@ -23,7 +24,9 @@ __all__ = [
     "DistillerOutput",
     "SpectralErrors",
     "Tapped",
+    "TeacherCache",
     "abc_loss",
+    "cache_teacher",
     "compress",
     "divergence",
     "gram",

@@ -21,6 +21,7 @@ SIZES = {  # by what a loss takes: shapes of student and teacher; features are (
     "dns": {  # a noise suppressor on 3.2 s segments
         "features": ((8, 32, 200, 64), (8, 64, 200, 64)),
         "logits": ((512, 32000),) * 2,
+        "hidden": ((512, 256), (512, 512)),
         "spectra": ((16, 257, 1000),) * 2,
         "waveforms": ((16, 160000),) * 2,
     },
@@ -28,6 +29,7 @@ SIZES = {  # by what a loss takes: shapes of student and teacher; features are (
     "large": {  # dns with four times the batch
         "features": ((32, 32, 200, 64), (32, 64, 200, 64)),
         "logits": ((2048, 32000),) * 2,
+        "hidden": ((2048, 256), (2048, 512)),
         "spectra": ((64, 257, 1000),) * 2,
         "waveforms": ((64, 160000),) * 2,
     },
@@ -35,6 +37,7 @@ SIZES = {  # by what a loss takes: shapes of student and teacher; features are (
     "tiny": {  # of the benchmark's own tests
         "features": ((4, 32, 100, 16), (4, 64, 100, 16)),
         "logits": ((64, 1000),) * 2,
+        "hidden": ((64, 32), (64, 48)),
         "spectra": ((2, 65, 50),) * 2,
         "waveforms": ((2, 16000),) * 2,
     },

@@ -23,6 +23,7 @@ class Needs(NamedTuple):
     margins        the module is told the teacher's margins (`hints.margins`).
     group          relations within a batch: `group=`, a process group, joins the parts of a batch.
     labels, clean  forward's third argument: class labels, the clean signal.
+    heads          forward's third and fourth argument: the weights of the student's and the teacher's output layer.
     """
 
     layers: Literal["pairs", "any", "chain"] = "pairs"
@@ -32,6 +33,7 @@ class Needs(NamedTuple):
     group: bool = False
     labels: bool = False
     clean: bool = False
+    heads: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Entry:
     name         what it is called in tests, benchmarks and documentation.
     function     functional form; None where all of it is learned.
     module       nn.Module form.
-    inputs       "features", "logits", "spectra" or "waveforms".
+    inputs       "features", "logits", "spectra", "waveforms", or "hidden": the inputs of output layers.
     op           the ops that carry it, as they run: "tap, compress"; "" if PyTorch does.
     needs        what it wants besides its options.
     learned      its learned parts; "" if there are none.
@@ -53,7 +55,7 @@ class Entry:
     name: str
     function: Callable | None
     module: type[nn.Module]
-    inputs: Literal["features", "logits", "spectra", "waveforms"] = "features"
+    inputs: Literal["features", "logits", "spectra", "waveforms", "hidden"] = "features"
     op: str = ""
     needs: Needs = Needs()
     learned: str = ""
@@ -264,6 +266,19 @@ ENTRIES = (
         reproduces="RepDistiller; torchdistill (FTLoss, KTALoss): normalize='factor'",
     ),
     Entry(
+        "cwd", hints.cwd_loss, hints.CWDLoss, op="divergence",
+        formula="tau^2 mean_c KL(p_c || q_c), p_c, q_c the softmax of a channel over positions, of X / tau",
+        paper="Shu et al., ICCV 2021",
+        reproduces="mmrazor (ChannelWiseDivergence)",
+    ),
+    Entry(
+        "pkd", hints.pkd_loss, hints.PKDLoss, op="dots",
+        needs=Needs(group=True),
+        formula="mean_c (1 - rho_c), rho_c Pearson's correlation of a channel over all positions of the batch",
+        paper="Cao et al., NeurIPS 2022",
+        reproduces="mmrazor (PKDLoss): convention='published', weights=[1, ...]",
+    ),
+    Entry(
         "kl", response.kl_loss, response.KLLoss, inputs="logits", op="divergence",
         formula="tau^2 mean KL(p || q), or KL(q || p); p, q = softmax of teacher's and student's logits / tau",
         paper="Hinton, Vinyals and Dean, arXiv 1503.02531, 2015; standardize: Sun et al., CVPR 2024",
@@ -275,6 +290,14 @@ ENTRIES = (
         formula="tau^2 mean (beta KL(p || m) + (1 - beta) KL(q || m)), m = beta p + (1 - beta) q",
         paper="Agarwal et al., ICLR 2024",
         reproduces="Liger-Kernel: convention='published', weights=[1 / tau^2]",
+    ),
+    Entry(
+        "linear_divergence", response.linear_divergence_loss, response.LinearDivergenceLoss, inputs="hidden",
+        op="divergence",
+        needs=Needs(heads=True),
+        formula="tau^2 mean KL(p || q), KL(q || p) or jsd's, of logits W x that are never there all at once",
+        paper="as kl and jsd; in chunks: Hsu et al., Liger Kernel, arXiv 2410.10989",
+        reproduces="Liger-Kernel, TRL (fused linear JSD): kind='jsd', divided by tau^2",
     ),
     Entry(
         "dkd", response.dkd_loss, response.DKDLoss, inputs="logits", op="divergence",

@@ -48,6 +48,22 @@ def ft(student: Tensor, teacher: Tensor) -> Tensor:
     return functional.l1_loss(*maps)
 
 
+def cwd(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """mmrazor's ChannelWiseDivergence."""
+    log_q, log_p = (functional.log_softmax(x.flatten(2) / temperature, dim=2) for x in (student, teacher.detach()))
+    return (log_p.exp() * (log_p - log_q)).sum() * temperature**2 / (student.shape[0] * student.shape[1])
+
+
+def pkd(student: Tensor, teacher: Tensor) -> Tensor:
+    """mmrazor's PKDLoss, but for the 1e-6 that it adds to standard deviations."""
+
+    def normalized(x):
+        rows = x.transpose(0, 1).flatten(1)
+        return (rows - rows.mean(1, keepdim=True)) / rows.std(1, keepdim=True)
+
+    return functional.mse_loss(normalized(student), normalized(teacher.detach())) / 2
+
+
 def pad(student: Tensor, teacher: Tensor, log_variances: Tensor, eps: float = 1e-6) -> Tensor:
     """torchdistill."""
     return torch.mean((teacher - student) ** 2 / (eps + torch.exp(log_variances)) + log_variances)
@@ -143,6 +159,8 @@ def _equal(student, teacher):
 CASES = {
     "hint": Case(hint, _equal, note="of equal channels"),
     "review": Case(review, _equal, convention={"fit": "frames"}, note="of equal channels"),
+    "cwd": Case(cwd, _equal, note="of equal channels"),
+    "pkd": Case(pkd, _equal, convention={"convention": "published"}, note="of equal channels"),
     "ab": Case(_between(AB), ours=_between(hints.ABLoss), convention=None),
     "ofd": Case(_between(OFD), ours=_between(hints.OFDLoss), convention=None),
     "vid": Case(_between(VID), ours=_between(hints.VIDLoss), convention=None),

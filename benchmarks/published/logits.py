@@ -56,4 +56,27 @@ def dist(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float = 1.0
     return temperature**2 * (beta * inter + gamma * intra)
 
 
-CASES = {"dkd": Case(dkd, extra=lambda student, teacher: {"labels": teacher.argmax(1)})}
+def linear_divergence(
+    student: Tensor, teacher: Tensor, student_weight: Tensor, teacher_weight: Tensor, temperature: float = 1.0
+) -> Tensor:  # fmt: skip
+    """kl of the logits of hidden states, all of them at once."""
+    logits = functional.linear(student, student_weight), functional.linear(teacher.detach(), teacher_weight)
+    return kl(*logits, temperature=temperature)
+
+
+def _heads(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+    """Output layers over a vocabulary of 32000, over 1000 of few rows; the student's learns."""
+    generator = torch.Generator().manual_seed(1)
+    classes = 32000 if student.shape[0] >= 512 else 1000
+
+    def head(hidden):
+        weight = torch.randn(classes, hidden.shape[-1], generator=generator) / hidden.shape[-1] ** 0.5
+        return weight.to(hidden.device, hidden.dtype)
+
+    return {"student_weight": head(student).requires_grad_(), "teacher_weight": head(teacher)}
+
+
+CASES = {
+    "linear_divergence": Case(linear_divergence, extra=_heads, note="heads over 32000 classes"),
+    "dkd": Case(dkd, extra=lambda student, teacher: {"labels": teacher.argmax(1)}),
+}

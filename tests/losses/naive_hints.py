@@ -34,6 +34,25 @@ def hint(s, t):
     return ((s - t) ** 2).mean()
 
 
+def cwd(s, t, temperature=1.0):
+    s, t = on_one_grid(s, t)
+    values = []
+    for a, b in zip(s.reshape(-1, s[0, 0].size), t.reshape(-1, t[0, 0].size), strict=True):
+        q, p = (np.exp((x - x.max()) / temperature) for x in (a, b))
+        q, p = q / q.sum(), p / p.sum()
+        values.append((p * np.log(p / q)).sum())
+    return temperature**2 * np.mean(values)
+
+
+def pkd(s, t, convention="paper"):
+    s, t = on_one_grid(s, t)
+    values = []
+    for channel in range(s.shape[1]):
+        x, y = (a[:, channel].ravel() for a in (s, t))
+        values.append(1 - np.corrcoef(x, y)[0, 1])
+    return np.mean(values) * ((x.size - 1) / x.size if convention == "published" else 1)
+
+
 def ab(s, t, margin=1.0, reduction="mean"):
     s, t = on_one_grid(s, t)
     total = 0.0

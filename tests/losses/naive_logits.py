@@ -51,6 +51,23 @@ def dkd(student, teacher, labels, temperature=4.0, alpha=1.0, beta=8.0, **_):
     return temperature**2 * total / len(found)
 
 
+def linear_divergence(
+    student, teacher, student_weight, teacher_weight, student_bias=0.0, teacher_bias=0.0, kind="kl", beta=0.5,
+    temperature=1.0, reduction="rows", ignore=None, **_
+):
+    count = len(student)
+    student, teacher = (x.reshape(-1, x.shape[-1]) for x in (student, teacher))
+    q, p = (log_softmax(x / temperature) for x in (student @ student_weight.T + student_bias,
+                                                   teacher @ teacher_weight.T + teacher_bias))
+    if kind == "jsd":
+        m = np.log(beta * np.exp(p) + (1 - beta) * np.exp(q))
+        values = beta * divergence(p, m) + (1 - beta) * divergence(q, m)
+    else:
+        values = divergence(p, q) if kind == "kl" else divergence(q, p)
+    total = temperature**2 * values.sum()
+    return total / {"sum": 1, "batchmean": count}.get(reduction, len(values))
+
+
 def correlation(x, y):
     x, y = x - x.mean(), y - y.mean()
     norms = np.linalg.norm(x), np.linalg.norm(y)

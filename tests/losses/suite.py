@@ -44,6 +44,7 @@ class Loss:
     large         as inputs, of training size.
     time          the axis of the frames, or samples, that `lengths` counts; None: there is none.
     padded        takes `lengths`.
+    classes       the axis that `ignore`, where the loss takes it, lacks.
     spatial       how many spatial axes features may have.
     vectors       features may be (B, D), too, with the result of the flattened ones.
     pairs         of lists it is the weighted mean over pairs.
@@ -70,6 +71,7 @@ class Loss:
     large: Callable | None = None
     time: int | None = 2
     padded: bool = True
+    classes: int = 1
     spatial: tuple = (1, 2)
     vectors: bool = False
     pairs: bool = True

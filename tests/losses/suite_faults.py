@@ -219,7 +219,7 @@ def of_variant(form: Loss, student, arguments: dict, variant: str) -> dict:
     if form.padded:
         given["lengths"] = lengths(form, student)
     if not form.module and form.takes("ignore"):
-        rows = as_list(student)[0][:, 0]
+        rows = as_list(student)[0].select(form.classes, 0)
         given["ignore"] = torch.arange(rows.numel()).view(rows.shape) % 3 == 0
     if not form.module and "weights" in parameters_of(form) and (count := count_of_weights(form)):
         given["weights"] = [0.5] * count

@@ -61,6 +61,11 @@ LOSSES = [
     Loss("srd", h.srd_loss, naive.srd, options={"convention": "published"}, of_batch=True, **plain, **signed,
          **no_module),
     Loss("srd", None, naive.srd_module, module=lambda: h.SRDLoss(3, 4), **learned),
+    Loss("cwd", h.cwd_loss, naive.cwd, **plain),
+    Loss("cwd", h.cwd_loss, naive.cwd, options={"temperature": 4.0}, **sized),
+    Loss("pkd", h.pkd_loss, naive.pkd, teacher=(3, 6, 5), invariant="scale batch", of_batch=True),
+    Loss("pkd", h.pkd_loss, naive.pkd, teacher=OTHER, invariant="scale batch", of_batch=True,
+         options={"convention": "published"}),
     Loss("ab", h.ab_loss, naive.ab, **plain, **apart),
     Loss("ab", h.ab_loss, naive.ab, options={"margin": 0.3, "reduction": "batchmean"}, **sized, **apart),
     Loss("ab", None, naive.ab_module, module=lambda: h.ABLoss(3, 4), **learned),
@@ -282,6 +287,56 @@ def test_vid_and_pad_of_variance_one_are_half_and_all_of_the_hint():
     torch.testing.assert_close(h.pad_loss(student, teacher, torch.zeros_like(student), eps=1e-12), hint)
 
 
+# ---------------------------------------------------------------------------------------------- channels
+
+
+@pytest.mark.parametrize("loss", [h.cwd_loss, h.pkd_loss])
+def test_offsets_of_channels_change_nothing(loss):
+    student, teacher = (torch.randn(4, 3, 6, 5, dtype=torch.float64) for _ in "st")
+    offsets = torch.tensor([5.0, -300.0, 0.1])[:, None, None].double()
+    torch.testing.assert_close(loss(student + offsets, teacher - offsets), loss(student, teacher))
+
+
+def test_pkd_is_half_the_squared_error_of_normalised_features():
+    student, teacher = (torch.randn(4, 3, 6, 5, dtype=torch.float64) for _ in "st")
+    s, t = (nn.functional.batch_norm(x, None, None, training=True, eps=0) for x in (student, 7 * teacher))
+    torch.testing.assert_close(h.pkd_loss(student, teacher), (s - t).square().mean() / 2)
+
+
+def test_pkd_of_constant_channels():
+    """Both constant: alike; one: no correlation; no gradient through either."""
+    student, teacher = (torch.randn(4, 3, 6, 5) for _ in "st")
+    student[:, :2], teacher[:, 0] = 0.7, -3.0
+    student.requires_grad_()
+    value = h.pkd_loss(student, teacher)
+    torch.testing.assert_close(value, (1 + h.pkd_loss(student[:, 2:], teacher[:, 2:])) / 3)
+    (grad,) = gradients(value, student)
+    assert not grad[:, :2].any() and grad[:, 2].abs().min() > 0
+
+
+def test_pkd_near_equality_keeps_its_digits():
+    teacher = torch.randn(4, 3, 6, 5, dtype=torch.float64)
+    student = teacher + 1e-4 * torch.randn(teacher.shape, dtype=torch.float64)
+    student, teacher = student.float(), teacher.float()
+    exact = h.pkd_loss(student.double(), teacher.double())
+    assert h.pkd_loss(student, teacher).item() == pytest.approx(exact.item(), rel=1e-4) and exact < 1e-7
+
+
+def test_cwd_reads_channels_last_as_it_lies():
+    student, teacher = (torch.randn(2, 8, 16, 9).to(memory_format=torch.channels_last) for _ in "st")
+    copies = []
+
+    class Copies(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            copies.extend([function] * any(word in str(function) for word in ("clone", "copy", "contiguous")))
+            return function(*args, **kwargs or {})
+
+    with Copies():
+        value = h.cwd_loss(student, teacher)
+    assert not copies
+    torch.testing.assert_close(value, h.cwd_loss(student.contiguous(), teacher.contiguous()))
+
+
 # ---------------------------------------------------------------------------------------------- errors
 
 
@@ -298,6 +353,10 @@ WRONG = [
     (lambda: h.pad_loss(S, S, [S, S]), ValueError, ["log_variances", "1", "2"]),
     (lambda: h.pad_loss(S, S, S, eps=0.0), ValueError, ["eps", "positive", "0.0"]),
     (lambda: h.srd_loss(S, S, convention="mean"), ValueError, ["convention", "'paper'", "'mean'"]),
+    (lambda: h.cwd_loss(S, T), ValueError, ["teacher_features[0]", "channels 3", "5"]),
+    (lambda: h.cwd_loss(S, S, temperature=0), ValueError, ["temperature", "positive", "0"]),
+    (lambda: h.pkd_loss(S, S[..., 0]), ValueError, ["teacher_features[0]", "axes 4", "3"]),
+    (lambda: h.pkd_loss(S, S, group=0), TypeError, ["group", "process group"]),
     (lambda: h.ab_loss(S, S, reduction="batch"), ValueError, ["reduction", "'batchmean'", "'batch'"]),
     (lambda: h.ofd_loss(S, S, torch.zeros(5)), ValueError, ["margins[0]", "(3,)", "(5,)"]),
     (lambda: h.ofd_loss(S, S, [torch.zeros(3)] * 2), ValueError, ["margins", "1", "2"]),

@@ -66,6 +66,111 @@ def test_reductions(reduction):
     torch.testing.assert_close(values, expected[reduction])
 
 
+@pytest.mark.parametrize("compute", [r.kl_loss, r.jsd_loss], ids=["kl", "jsd"])
+def test_values_of_rows(compute):
+    student, teacher = (torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True) for _ in "st")
+    ignore = torch.rand(3, 5) < 0.3
+    values = compute(student, teacher, ignore=ignore, reduction="none")
+    assert values.shape == (3, 5) and not values[ignore].any() and (values[~ignore] > 0).all()
+    torch.testing.assert_close(compute(student, teacher, ignore=ignore, reduction="sum"), values.sum())
+    torch.testing.assert_close(compute(student, teacher, ignore=ignore, reduction="rows"), values[~ignore].mean())
+    listed = compute([student, student], [teacher, teacher], ignore=ignore, reduction="none", weights=[1.0, 0.5])
+    torch.testing.assert_close(listed, [values, values / 2])
+    weights = torch.rand(3, 5).double()
+    (grad,) = gradients((values * weights).sum(), student)
+    one = gradients(compute(student[1:2], teacher[1:2], ignore=ignore[1:2], reduction="none")[0, 2], student)[0]
+    torch.testing.assert_close(grad[1, :, 2], one[1, :, 2] * weights[1, 2])
+
+
+# ---------------------------------------------------------------------------------------------- vocabularies, likeliest
+
+
+@pytest.mark.parametrize("compute", ["kl", "jsd", "dkd", "dist"])
+@pytest.mark.parametrize("longer", ["student", "teacher"])
+def test_vocabularies_of_different_size(compute, longer):
+    """An error that says what to do; with align="truncate" the loss of the first classes."""
+    shapes = [(4, 100), (4, 104)] if longer == "teacher" else [(4, 104), (4, 100)]
+    student, teacher = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+    loss, given = getattr(r, f"{compute}_loss"), [torch.arange(4)] if compute == "dkd" else []
+    with pytest.raises(ValueError, match=f"teacher_logits.*{shapes[0][1]} classes.*{shapes[1][1]}.*align='truncate'"):
+        loss(student, teacher, *given)
+    value = loss(student, teacher, *given, align="truncate")
+    expected = loss(student[:, :100], teacher[:, :100], *given)
+    torch.testing.assert_close(value, expected)
+    (grad,) = gradients(value, student)
+    torch.testing.assert_close(grad[:, :100], gradients(expected, student)[0][:, :100])
+    assert not grad[:, 100:].any()
+
+
+def at_last(x, dim):
+    """Classes at another axis: (B, K, T) as (B, T, K)."""
+    return x.mT.contiguous() if dim == -1 else x
+
+
+TOP = {
+    "kl": (r.kl_loss, {"temperature": 2.0}),
+    "jsd": (r.jsd_loss, {"temperature": 2.0, "beta": 0.3}),
+    "jsd published": (r.jsd_loss, {"temperature": 2.0, "beta": 0.0, "convention": "published"}),
+}
+
+
+@pytest.mark.parametrize("dim", [1, -1])
+@pytest.mark.parametrize("name", TOP)
+def test_likeliest_classes_alone(name, dim):
+    """As a teacher whose other logits are -inf."""
+    compute, options = TOP[name]
+    student, teacher = (at_last(torch.randn(3, 20, 5, dtype=torch.float64), dim) for _ in "st")
+    student.requires_grad_()
+    ignore = torch.rand(3, 5) < 0.3
+    kept = r.top_k(teacher, 6, dim=dim)
+    whole = torch.full_like(teacher, -INF).scatter(dim, kept.indices, kept.values)
+    options = options | {"dim": dim, "ignore": ignore}
+    ours, exact = compute(student, kept, **options), compute(student, whole, **options)
+    torch.testing.assert_close(ours, exact)
+    torch.testing.assert_close(gradients(ours, student), gradients(exact, student))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_likeliest_classes_and_the_rest(reverse):
+    """The others count as one class: their probabilities are added."""
+    student, teacher = (2 * torch.randn(6, 20, dtype=torch.float64) for _ in "st")
+    student.requires_grad_()
+    kept = r.top_k(teacher, 4, temperature=3.0)
+    q, p = ((x / 3).softmax(1) for x in (student, teacher))
+    chosen = [x.gather(1, kept.indices) for x in (q, p)]
+    q, p = (torch.cat([x, 1 - x.sum(1, keepdim=True)], 1) for x in chosen)
+    exact = 9 * ((q * (q / p).log()) if reverse else p * (p / q).log()).sum(1).mean()
+    ours = r.kl_loss(student, kept, temperature=3.0, reverse=reverse)
+    torch.testing.assert_close(ours, exact)
+    torch.testing.assert_close(gradients(ours, student), gradients(exact, student))
+    everything = r.kl_loss(student, teacher, temperature=3.0, reverse=reverse)
+    assert ours < everything
+    torch.testing.assert_close(r.kl_loss(student, r.top_k(teacher, 20), temperature=3.0, reverse=reverse), everything)
+
+
+@pytest.mark.parametrize("dtype", cases.HALF_DTYPES, ids=cases.name_of)
+def test_likeliest_classes_in_half_precision(dtype):
+    """Indices of 32 bits, a list, NaN in rows that don't count, classes that can't occur."""
+    student, teacher = rows(50)(dtype, 8, 0)
+    student[:, 30:], student[2] = -INF, float("nan")
+    student.requires_grad_()
+    kept = r.top_k(teacher[:, :30], 7, temperature=4.0)
+    kept = kept._replace(indices=kept.indices.int())
+    value = r.kl_loss([student], [kept], ignore=torch.arange(8) == 2)
+    exact_student = student.detach().double().requires_grad_()
+    exact = r.kl_loss(exact_student, r.TopK(kept.values.double(), kept.indices, kept.rest), ignore=torch.arange(8) == 2)
+    assert value.item() == pytest.approx(exact.item(), rel=1e-5)
+    (grad,), (expected,) = gradients(value, student), gradients(exact, exact_student)
+    assert grad.isfinite().all() and not grad[2].any() and not grad[:, 30:].any()
+    torch.testing.assert_close(grad.double(), expected, rtol=0.01, atol=1e-5)
+
+
+def test_likeliest_classes_compile():
+    student, teacher = rows(10)(torch.float32, 32, 0)
+    kept = r.top_k(teacher, 3)
+    assert_compiled_twice(lambda s, x: r.kl_loss(s, kept, temperature=x), [(student, x) for x in (4.0, 3.0, 2.0)])
+
+
 CALLS = {
     "kl": r.kl_loss,
     "standardized": lambda s, t, **options: r.kl_loss(s, t, standardize=True, **options),
@@ -319,7 +424,22 @@ WRONG = [
     (lambda: r.kl_loss(S, S, dim=0), ValueError, "dim"),
     (lambda: r.kl_loss(S, S, dim=3), ValueError, "dim"),
     (lambda: r.kl_loss(S, S, temperature=0), ValueError, "temperature"),
-    (lambda: r.kl_loss(S, S, reduction="sum"), ValueError, "reduction"),
+    (lambda: r.kl_loss(S, S, reduction="median"), ValueError, "reduction"),
+    (lambda: r.kl_loss(S, S, align="pad"), ValueError, "align"),
+    (lambda: r.kl_loss(S, S[..., :4], align="truncate"), ValueError, "teacher_logits\\[0\\]"),
+    (lambda: r.dkd_loss(S, r.top_k(S, 2), Y), TypeError, "teacher_logits\\[0\\]"),
+    (lambda: r.dist_loss(S, [r.top_k(S, 2)]), TypeError, "teacher_logits\\[0\\]"),
+    (lambda: r.kl_loss(r.top_k(S, 2), S), TypeError, "student_logits"),
+    (lambda: r.kl_loss(S, r.top_k(S, 2), reverse=True), ValueError, "reverse"),
+    (lambda: r.kl_loss(S, r.top_k(S, 2), standardize=True), ValueError, "standardize"),
+    (lambda: r.jsd_loss(S, r.top_k(S, 2), beta=1, convention="published"), ValueError, "beta"),
+    (lambda: r.kl_loss(S, r.top_k(S, 2)._replace(rest=Y[:, None])), TypeError, "teacher_logits\\[0\\].rest"),
+    (lambda: r.kl_loss(S, r.TopK(S, S)), TypeError, "teacher_logits\\[0\\].indices"),
+    (lambda: r.kl_loss(S, r.TopK(S[:1], S[:1].long())), ValueError, "teacher_logits\\[0\\].values"),
+    (lambda: r.kl_loss(S, r.TopK(S, S.long() + 3)), ValueError, "teacher_logits\\[0\\].indices"),
+    (lambda: r.top_k(S, 4), ValueError, "k"),
+    (lambda: r.top_k(S, 2, temperature=0), ValueError, "temperature"),
+    (lambda: r.top_k(S.int(), 2), TypeError, "logits"),
     (lambda: r.kl_loss(S, S, ignore=Y), ValueError, "ignore"),
     (lambda: r.kl_loss(S, S, ignore=MASK[:1]), ValueError, "ignore"),
     (lambda: r.kl_loss([S, S], [S, S], ignore=[MASK]), ValueError, "ignore"),

@@ -84,6 +84,7 @@ def test_needs_are_those_of_the_signatures(entry):
     assert needs.margins == ("margins" in parameters)
     assert bool(needs.channels) == ("student_channels" in parameters)
     assert needs.labels == ("labels" in inputs) and needs.clean == ("clean" in inputs)
+    assert needs.heads == ("teacher_weight" in inputs)
 
 
 @each

@@ -8,7 +8,10 @@ Every function takes, beside its own options,
 
 student_logits   logits, or a list of n, at least 2-D with the batch first: (B, K), (B, C, T), (B, C, T, F), (B, T, K);
                  float32, float64, bfloat16 or float16.
-teacher_logits   as many, of the same shapes; detached.
+teacher_logits   as many, of the same shapes; detached. kl_loss and jsd_loss take the likeliest classes alone, `TopK`,
+                 in place of a tensor: cached ones, say.
+align            what to do where the numbers of classes differ: "error", or "truncate": probabilities are over the
+                 first classes, which both have, as of vocabularies that were padded. It costs a copy of both.
 temperature      divides the logits.
 dim              the axis of the classes; default 1, which is also the last one of (B, K).
 ignore           bool, of the logits' shape without `dim`, or a list of n: rows that are true don't count, whatever is
@@ -18,9 +21,9 @@ lengths          (B,) integers: valid frames; later ones don't count. Frames are
 padded_length    the frames to which lengths refer; default: those of the logits with most.
 weights          n numbers; default 1/n.
 
-returns a scalar in float32 (float64 if a tensor of logits is), 0 where no row counts, and raises TypeError or
-ValueError that names the argument. Logits of -inf are classes that can't occur: a term with probability 0 is 0, and
-KL(p || q) is infinite where q can't do what p can.
+returns a scalar in float32 (float64 if a tensor of logits is), 0 where no row counts; with reduction="none" the values
+of the rows. Raises TypeError or ValueError that names the argument. Logits of -inf are classes that can't occur: a term
+with probability 0 is 0, and KL(p || q) is infinite where q can't do what p can.
 """
 
 from __future__ import annotations
@@ -35,25 +38,29 @@ from ...ops import shapes
 from ...ops.correlation import constant_below, correlation
 from ...ops.divergence import divergence
 from ..common.arithmetic import inverse, root, wide
-from ..common.checks import listed
+from ..common.checks import check_weights, listed
 from ..common.features import Padding, constant, weighted, without_autocast
 from ..common.modules import module
 from ..common.options import Convention, Finite, Positive, Share, check_options
 from ._decoupled import decoupled
+from .top_k import TopK, among, check_top_k, lacks_classes
 
 Logits = Tensor | Sequence[Tensor]
-Reduction = Literal["mean", "rows", "batchmean"]
+TeacherLogits = Tensor | TopK | Sequence[Tensor | TopK]
+Reduction = Literal["mean", "rows", "batchmean", "sum", "none"]
+Align = Literal["error", "truncate"]
 
 
 def kl_loss(
     student_logits: Logits,
-    teacher_logits: Logits,
+    teacher_logits: TeacherLogits,
     *,
     temperature: Positive = 4.0,
     reverse: bool = False,
     standardize: bool = False,
     reduction: Reduction = "mean",
     dim: int = 1,
+    align: Align = "error",
     ignore: Tensor | Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
     padded_length: int | None = None,
@@ -68,33 +75,44 @@ def kl_loss(
     reduction     "mean": the mean over samples of the mean over a sample's rows; samples without a row that counts
                   are left out, so that of (N, K) it is the mean over rows. "rows": the mean over all rows that count,
                   as of the tokens of (B, T, K). "batchmean": the sum over rows divided by B, as published code has
-                  it for maps (`kl_div(..., reduction="batchmean")`).
+                  it for maps (`kl_div(..., reduction="batchmean")`). "sum": the sum over rows. "none": the value of
+                  each row, of the logits' shape without `dim`, 0 where it doesn't count; of a list a list.
+
+    Of a `TopK` without `rest` the reverse is infinite, because the student may choose what the teacher can't: an error.
 
     RepDistiller, mdistiller and SemCKD are temperature^2 KL, as here. torchdistill's KDLoss is
     alpha cross_entropy + (1 - alpha) kl_loss, but drops temperature^2 where alpha is 0 or None; SKD's instance term
     never has it.
     """
-    check_options(kl_loss, temperature=temperature, reverse=reverse, standardize=standardize, reduction=reduction)
+    check_options(kl_loss, temperature=temperature, reverse=reverse, standardize=standardize, reduction=reduction,
+                  align=align)  # fmt: skip
     kind = "reverse_kl" if reverse else "kl"
 
     def term(_, s, t, skip, dim):
+        if isinstance(t, TopK):
+            if standardize:
+                raise ValueError("standardize: expected False of a TopK, whose other logits are not known, got True")
+            if reverse and lacks_classes(t, s, dim):
+                raise ValueError("reverse: expected False of a TopK without rest, got True")
+            s, t = among(s, t, dim, temperature, skip)
         if standardize:
             s, t = (_standardized(x, skip, dim, name) for x, name in ((s, "student_logits"), (t, "teacher_logits")))
         return divergence(s, t, kind=kind, temperature=temperature, dim=dim, ignore=skip)
 
-    return _mean(term, _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length), reduction,
-                 temperature, weights)  # fmt: skip
+    return _mean(term, _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length, align), reduction,
+                 temperature, weights, not isinstance(student_logits, Tensor))  # fmt: skip
 
 
 def jsd_loss(
     student_logits: Logits,
-    teacher_logits: Logits,
+    teacher_logits: TeacherLogits,
     *,
     beta: Share = 0.5,
     temperature: Positive = 1.0,
     convention: Convention = "paper",
     reduction: Reduction = "mean",
     dim: int = 1,
+    align: Align = "error",
     ignore: Tensor | Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
     padded_length: int | None = None,
@@ -110,16 +128,21 @@ def jsd_loss(
     reduction    as in kl_loss. Liger-Kernel, of (N, K) with `ignore` = (labels == ignore_index): weights=[1 /
                  temperature**2], because it leaves temperature^2 out; by default it adds cross entropy, half and half.
     """
-    check_options(jsd_loss, beta=beta, temperature=temperature, convention=convention, reduction=reduction)
+    check_options(jsd_loss, beta=beta, temperature=temperature, convention=convention, reduction=reduction,
+                  align=align)  # fmt: skip
     kind = "jsd"
     if convention == "published" and (beta == 0 or beta == 1):
         kind = "reverse_kl" if beta else "kl"
 
     def term(_, s, t, skip, dim):
+        if isinstance(t, TopK):
+            if kind == "reverse_kl" and lacks_classes(t, s, dim):
+                raise ValueError(f"beta: expected below 1 of a TopK without rest, got {beta!r}")
+            s, t = among(s, t, dim, temperature, skip)
         return divergence(s, t, kind=kind, beta=beta, temperature=temperature, dim=dim, ignore=skip)
 
-    return _mean(term, _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length), reduction,
-                 temperature, weights)  # fmt: skip
+    return _mean(term, _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length, align), reduction,
+                 temperature, weights, not isinstance(student_logits, Tensor))  # fmt: skip
 
 
 def dkd_loss(
@@ -132,6 +155,7 @@ def dkd_loss(
     temperature: Positive = 4.0,
     reduction: Reduction = "mean",
     dim: int = 1,
+    align: Align = "error",
     ignore: Tensor | Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
     padded_length: int | None = None,
@@ -146,8 +170,8 @@ def dkd_loss(
 
     mdistiller's dkd_loss is this; its warm-up min(epoch / 20, 1) is a factor for the caller.
     """
-    check_options(dkd_loss, alpha=alpha, beta=beta, temperature=temperature, reduction=reduction)
-    found = _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length)
+    check_options(dkd_loss, alpha=alpha, beta=beta, temperature=temperature, reduction=reduction, align=align)
+    found = _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length, align, whole=True)
     targets = [constant(y) for y in _each_of("labels", labels, len(found))]
 
     def term(index, s, t, skip, dim):
@@ -161,7 +185,7 @@ def dkd_loss(
         nckd, *binary = decoupled(s, t, y, skip, dim, temperature)
         return alpha * divergence(*binary, temperature=temperature, dim=dim, ignore=skip) + beta * nckd
 
-    return _mean(term, found, reduction, temperature, weights)
+    return _mean(term, found, reduction, temperature, weights, not isinstance(student_logits, Tensor))
 
 
 def dist_loss(
@@ -172,6 +196,7 @@ def dist_loss(
     gamma: Finite = 1.0,
     temperature: Positive = 1.0,
     dim: int = 1,
+    align: Align = "error",
     ignore: Tensor | Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
     padded_length: int | None = None,
@@ -186,8 +211,8 @@ def dist_loss(
     divides there by 1e-8.) 1 - rho is half the squared distance of the centred and normalised vectors, which
     loses no digits where student and teacher are close.
     """
-    check_options(dist_loss, beta=beta, gamma=gamma, temperature=temperature)
-    found = _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length)
+    check_options(dist_loss, beta=beta, gamma=gamma, temperature=temperature, align=align)
+    found = _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length, align, whole=True)
     losses = []
     for s, t, skip, axis in found:
         with without_autocast(s):
@@ -220,45 +245,78 @@ class _Pair(NamedTuple):
     """Logits, the rows that don't count, (B, ...) bool or None, and the axis of the classes, from the front."""
 
     student: Tensor
-    teacher: Tensor
+    teacher: Tensor | TopK
     ignore: Tensor | None
     dim: int
 
 
-def _pairs(student_logits, teacher_logits, dim, ignore, lengths, padded_length) -> list[_Pair]:
-    """Checked pairs, the teacher's logits detached. Raises TypeError or ValueError that names the argument."""
-    students, teachers = listed("student_logits", student_logits), listed("teacher_logits", teacher_logits)
+def _pairs(
+    student_logits, teacher_logits, dim, ignore, lengths, padded_length, align: str, whole: bool = False
+) -> list[_Pair]:
+    """Checked pairs, the teacher's logits detached. Raises TypeError or ValueError that names the argument.
+
+    whole   the teacher's likeliest classes alone will not do.
+    """
+    if isinstance(student_logits, TopK):
+        raise TypeError("student_logits: expected a tensor of logits, got a TopK")
+    students = listed("student_logits", student_logits)
+    teachers = [teacher_logits] if isinstance(teacher_logits, TopK) else listed("teacher_logits", teacher_logits)
     for name, group in (("student_logits", students), ("teacher_logits", teachers)):
         for index, x in enumerate(group):
-            _check(x, f"{name}[{index}]")
+            if not isinstance(x, TopK):
+                _check(x, f"{name}[{index}]")
+            elif whole or name == "student_logits":
+                raise TypeError(f"{name}[{index}]: expected a tensor of logits, got a TopK")
     if len(students) != len(teachers):
         raise ValueError(f"teacher_logits: expected {len(students)} tensors, one per student's, got {len(teachers)}")
-    first = students[0]
-    for index, pair in enumerate(zip(students, teachers, strict=True)):
-        for name, x in zip(("student_logits", "teacher_logits"), pair, strict=True):
-            if x.shape != pair[0].shape:
-                raise ValueError(
-                    f"{name}[{index}]: expected shape {tuple(pair[0].shape)} as student_logits[{index}], "
-                    f"got {tuple(x.shape)}"
-                )
-            if x.shape[0] != first.shape[0] or x.device != first.device:
-                raise ValueError(
-                    f"{name}[{index}]: expected batch size {first.shape[0]} on {first.device} as student_logits[0], "
-                    f"got {x.shape[0]} on {x.device}"
-                )
     for x in students:
         if not isinstance(dim, int) or not -x.dim() <= dim < x.dim() or dim % x.dim() == 0:
             expected = f"an axis of the logits {tuple(x.shape)} but the batch's"
             raise ValueError(f"dim: expected {expected}, got {shapes.describe(dim)}")
+    both = [_aligned(index, *pair, dim, align) for index, pair in enumerate(zip(students, teachers, strict=True))]
+    first = both[0][0]
+    for index, pair in enumerate(both):
+        for name, x in zip(("student_logits", "teacher_logits"), pair, strict=True):
+            if isinstance(x, Tensor) and (x.shape[0] != first.shape[0] or x.device != first.device):
+                raise ValueError(
+                    f"{name}[{index}]: expected batch size {first.shape[0]} on {first.device} as student_logits[0], "
+                    f"got {x.shape[0]} on {x.device}"
+                )
     lengths = shapes.check_lengths(lengths, first.shape[0], first.device)
     if padded_length is None:
         padded_length = max(_frames(x, dim) for x in students) if lengths is not None else 1
     padding = Padding(lengths, shapes.check_padded_length(padded_length))
     masks = [None] * len(students) if ignore is None else _each_of("ignore", ignore, len(students))
     return [
-        _Pair(s, constant(t), _ignored(s, dim % s.dim(), mask, padding), dim % s.dim())
-        for s, t, mask in zip(students, teachers, masks, strict=True)
+        _Pair(s, t, _ignored(s, dim % s.dim(), mask, padding), dim % s.dim())
+        for (s, t), mask in zip(both, masks, strict=True)
     ]
+
+
+def _aligned(
+    index: int, student: Tensor, teacher: Tensor | TopK, dim: int, align: str
+) -> tuple[Tensor, Tensor | TopK]:
+    """A pair of logits with the same classes, the teacher's detached. Raises TypeError or ValueError."""
+    if isinstance(teacher, TopK):
+        check_top_k(f"teacher_logits[{index}]", teacher, student, dim % student.dim())
+        return student, TopK(*(None if x is None else constant(x) for x in teacher))
+    teacher = constant(teacher)
+    if student.dim() == teacher.dim() and student.shape[dim] != teacher.shape[dim]:
+        if align == "truncate":
+            classes = min(student.shape[dim], teacher.shape[dim])
+            student, teacher = (x.narrow(dim, 0, classes) for x in (student, teacher))
+        elif student.select(dim, 0).shape == teacher.select(dim, 0).shape:
+            raise ValueError(
+                f"teacher_logits[{index}]: expected {student.shape[dim]} classes as student_logits[{index}], which has "
+                f"shape {tuple(student.shape)}, got {teacher.shape[dim]} in {tuple(teacher.shape)}; align='truncate' "
+                "compares the first ones, which both have"
+            )
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"teacher_logits[{index}]: expected shape {tuple(student.shape)} as student_logits[{index}], "
+            f"got {tuple(teacher.shape)}"
+        )
+    return student, teacher
 
 
 def _each_of(name: str, given: Tensor | Sequence[Tensor], count: int) -> list[Tensor]:
@@ -301,18 +359,29 @@ def _ignored(x: Tensor, dim: int, ignore: Tensor | None, padding: Padding) -> Te
     return beyond if ignore is None else beyond | ignore
 
 
-def _mean(term, found: Sequence[_Pair], reduction: str, temperature: float, weights) -> Tensor:
-    """The weighted sum of the means of term(index, *pair), (B, ...) values that are 0 where rows don't count."""
+def _mean(term, found: Sequence[_Pair], reduction: str, temperature: float, weights, many: bool):
+    """The weighted sum of the means of term(index, *pair), (B, ...) values that are 0 where rows don't count; with
+    reduction "none" the weighted values, of `many` a list."""
     losses = []
     for index, pair in enumerate(found):
         with without_autocast(pair.student):
-            values = term(index, *pair)[:, None].flatten(1)
-            losses.append(temperature**2 * _reduced(values, pair.ignore, reduction))
-    return weighted(losses, weights, [pair[:2] for pair in found])
+            losses.append(temperature**2 * _reduced(term(index, *pair), pair.ignore, reduction))
+    if reduction != "none":
+        logits = [(s, t.values if isinstance(t, TopK) else t) for s, t, _, _ in found]
+        return weighted(losses, weights, logits)
+    weights = check_weights(weights, len(losses))
+    shares = [1 / len(losses)] * len(losses) if weights is None else weights
+    values = [x if weights is None and len(losses) == 1 else x * share for x, share in zip(losses, shares, strict=True)]
+    return values if many else values[0]
 
 
 def _reduced(values: Tensor, ignore: Tensor | None, reduction: str) -> Tensor:
+    if reduction == "none":
+        return values
+    values = values[:, None].flatten(1)
     total = values.sum(1)
+    if reduction == "sum":
+        return total.sum()
     if reduction == "batchmean":
         return total.sum() / max(len(values), 1)
     if ignore is None:

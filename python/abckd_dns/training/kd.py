@@ -218,6 +218,8 @@ def _module(
     where = f"--loss {specification.text}"
     if entry.needs.labels:
         raise InputError(f"{where}: {entry.name} needs labels, which noise suppression does not have")
+    if entry.needs.heads:
+        raise InputError(f"{where}: {entry.name} needs output layers over classes, which noise suppressors do not have")
     layer_keys = set(_LAYER_KEYS) if student_layers else set()
     _check_options(specification, set(entry.options()) | layer_keys)
     options = {key: value for key, value in specification.options.items() if key not in _LAYER_KEYS}
