@@ -17,8 +17,7 @@ def has_nothing_to_do(options: Options) -> bool:
     if isinstance(options, TrainingOptions) and is_done(options):
         return True
     for name in _SOURCES:
-        place = getattr(options, name, None)
-        if place is not None:
+        for place in getattr(options, name, None) or ():
             check_source(place, f"--{name.replace('_', '-')}")
     for name, new in _NETWORKS.items():
         if hasattr(options, name):

@@ -19,13 +19,18 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "abckd_dns")
 
 
+def printable(path: object) -> str:
+    """A path as text that any file and terminal takes: bytes of its name that are no UTF-8 become \\xNN."""
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Errors of a file system that is full, read-only or gone become an InputError that names `path`."""
     try:
         yield
     except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"cannot write {path}: {error}; what was saved before is whole") from error
+        raise InputError(f"cannot write {printable(path)}: {error}; what was saved before is whole") from error
 
 
 def make_parent(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from .constants import SAMPLE_RATE
 from .errors import InputError
@@ -117,8 +117,26 @@ def _table_file(path: Path) -> Path:
     return path
 
 
+def _several(places: Any) -> Any:
+    return (places,) if isinstance(places, str | Path) else places
+
+
+def _at_least_one(places: tuple[Path, ...]) -> tuple[Path, ...]:
+    if not places:
+        raise ValueError("expected one or more folders; got nothing")
+    return places
+
+
 # What a file gives as text or as a list is taken as a path or as a tuple, but never as a number.
 Place = Annotated[Path, Field(strict=False)]
+# One place may be given alone, and is saved alone.
+Places = Annotated[
+    tuple[Annotated[Path, Field(strict=False)], ...],
+    Field(strict=False),
+    BeforeValidator(_several),
+    AfterValidator(_at_least_one),
+    PlainSerializer(lambda places: places[0] if len(places) == 1 else places),
+]
 Bounds = Annotated[tuple[float, float], Field(strict=False), AfterValidator(_ascending)]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
 Positive = Annotated[float, Field(gt=0)]
@@ -137,13 +155,15 @@ def samples(seconds: float) -> int:
 class MixtureOptions(Options):
     """Where examples come from and how they are mixed."""
 
-    clean: Place | None = None
-    """Folder of clean speech: files of any format that soundfile reads, of any sample rate (they are resampled to
-    16 kHz), or .tar shards of such, at any depth; or one shard, or a range of them: speech-{000..099}.tar."""
-    noise: Place | None = None
-    """Folder of noise, or shards."""
-    rirs: Place | None = None
-    """Folder, or shards, of room impulse responses. Half of the speech then reverberates, mixture and target alike."""
+    clean: Places | None = None
+    """Folders of clean speech: files of any format that soundfile or FFmpeg reads, of any sample rate (they are
+    resampled to 16 kHz), or .tar shards of such, at any depth; or shards, or a range of them:
+    speech-{000..099}.tar."""
+    noise: Places | None = None
+    """Folders of noise, or shards."""
+    rirs: Places | None = None
+    """Folders, or shards, of room impulse responses. Half of the speech then reverberates, mixture and target alike;
+    of a response of several channels one is drawn."""
     snr: Bounds = (-5.0, 15.0)
     """Range of the signal-to-noise ratio in dB."""
     level: Bounds = (-35.0, -15.0)
@@ -237,8 +257,8 @@ class DistillOptions(TrainingOptions):
     """Steps in which the weights of the KD terms rise from 0, along a line."""
     label_free: bool = False
     """Use no clean speech: train on --noisy, or on the noisy side of mixtures."""
-    noisy: Place | None = None
-    """Folder of noisy speech, or shards: for --label-free, or beside --clean and --noise for a part of the examples."""
+    noisy: Places | None = None
+    """Folders of noisy speech, or shards: for --label-free, or beside --clean and --noise for a part of the examples."""
     noisy_fraction: Annotated[float, AfterValidator(_a_part)] = 0.5
     """Which part of the examples --noisy gives, where others have clean speech."""
     student_layers: str | None = None
@@ -285,7 +305,8 @@ class EvaluateOptions(MixtureOptions):
 class DenoiseOptions(Options):
     """Denoise a recording, or every recording of a folder, of any length, sample rate and number of channels.
 
-    The networks work at 16 kHz: what a recording has above 8 kHz is lost.
+    The networks work at 16 kHz: what a recording has above 8 kHz is lost. A recording of a folder that cannot be
+    denoised does not keep the others from it.
     """
 
     checkpoint: str
@@ -294,6 +315,8 @@ class DenoiseOptions(Options):
     """Noisy file or folder."""
     output: Place
     """Enhanced file or folder; the format is that of the suffix."""
+    scale_down: bool = False
+    """Scale a recording down as a whole where its values would exceed full scale, instead of clipping them."""
     stream: bool = False
     """Step by step, as a device does while sound comes in; the result is the same."""
 
@@ -325,14 +348,14 @@ class DemoOptions(Options):
 
     out: Place = Path("demo_results")
     """Folder of the results."""
-    clean: Place | None = None
-    """Folder of clean speech for training, in place of the demo's own data."""
-    noise: Place | None = None
-    """Folder of noise for training; needed with --clean."""
-    test_clean: Place | None = None
-    """Folder of clean speech for the comparison; without it the one for training."""
-    test_noise: Place | None = None
-    """Folder of noise for the comparison; without it the one for training."""
+    clean: Places | None = None
+    """Folders of clean speech for training, in place of the demo's own data."""
+    noise: Places | None = None
+    """Folders of noise for training; needed with --clean."""
+    test_clean: Places | None = None
+    """Folders of clean speech for the comparison; without it the one for training."""
+    test_noise: Places | None = None
+    """Folders of noise for the comparison; without it the one for training."""
     teacher_steps: Count = 800
     """Training steps of the teacher."""
     student_steps: Count = 400

@@ -7,6 +7,7 @@ on the examples before it.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ from torch.utils.data import Dataset
 
 from ..constants import SAMPLE_RATE
 from ..errors import InputError
+from ..files import printable
 from ..options import MixtureOptions
 from .audio import read_segment
 from .mixing import level_dbfs, mix, reverberate
-from .sources import Member, find_sources
+from .sources import find_sources
 
 _TRIES = 50  # how often a file is drawn anew because it is corrupt or its segment near-silent
 
@@ -45,7 +47,7 @@ class Mixtures(Dataset):
         speech = _pad(self.speech.draw(length, rng, options.min_speech_level), length, rng)
         noise = _repeat(self.noise.draw(length, rng, options.min_noise_level), length)
         if self.rirs is not None and rng.random() < 0.5:
-            speech = reverberate(speech, self.rirs.draw(SAMPLE_RATE, rng, from_start=True))
+            speech = reverberate(speech, self.rirs.draw(SAMPLE_RATE, rng, response=True))
         snr = rng.uniform(*options.snr)
         noisy, clean = mix(speech, noise, snr, rng.uniform(*options.level))
         return {"noisy": noisy, "clean": clean}
@@ -57,9 +59,11 @@ class Mixtures(Dataset):
 class NoisySpeech(Dataset):
     """`count` segments of `length` samples of recordings without a clean counterpart: {"noisy": (N,)}."""
 
-    def __init__(self, folder: Path, length: int, count: int, seed: int, max_corrupt: float = 0.1) -> None:
+    def __init__(
+        self, places: Path | Sequence[Path], length: int, count: int, seed: int, max_corrupt: float = 0.1
+    ) -> None:
         self.length, self.count, self.seed = length, count, seed
-        self.noisy = SegmentPool(folder, "--noisy", max_corrupt)
+        self.noisy = SegmentPool(places, "--noisy", max_corrupt)
 
     def __len__(self) -> int:
         return self.count
@@ -90,38 +94,42 @@ class PartlyLabelled(Dataset):
 
 
 class SegmentPool:
-    """The audio files of a folder or of tar shards, of which random segments are drawn.
+    """The audio files of folders or of tar shards, of which random segments are drawn.
 
     A file that cannot be read is reported once, skipped from then on, and counted; more than the fraction
     `max_corrupt` of such files is an error. The worker processes of a loader share the count.
     """
 
-    def __init__(self, folder: Path, argument: str, max_corrupt: float) -> None:
-        self.folder, self.argument, self.max_corrupt = folder, argument, max_corrupt
-        self.files = find_sources(folder, argument)
+    def __init__(self, places: Path | Sequence[Path], argument: str, max_corrupt: float) -> None:
+        self.argument, self.max_corrupt = argument, max_corrupt
+        self.files = find_sources(places, argument)
+        self.where = printable(places) if isinstance(places, Path) else ", ".join(map(printable, places))
         self._corrupt = torch.zeros(len(self.files), dtype=torch.bool).share_memory_()
 
     @property
     def corrupt_count(self) -> int:
         return int(self._corrupt.sum())
 
-    def draw(self, length: int, rng: np.random.Generator, min_level: float = -90.0, from_start: bool = False) -> Tensor:
-        """A segment of at most `length` samples at 16 kHz, of at least `min_level` dBFS."""
+    def draw(self, length: int, rng: np.random.Generator, min_level: float = -90.0, response: bool = False) -> Tensor:
+        """A segment of at most `length` samples at 16 kHz, of at least `min_level` dBFS, the mean of its channels.
+
+        The `response` of a room begins where its file does, and is one of its channels: their mean is that of no place.
+        """
         for _ in range(_TRIES):
             # Drawn before the file is looked at, so that later draws do not depend on what is known of it.
-            index, position = rng.integers(len(self.files)), rng.random()
+            index, drawn = rng.integers(len(self.files)), rng.random()
             if self._corrupt[index]:
                 continue
             try:
-                segment = _read(self.files[index], length, 0.0 if from_start else position)
+                position, channel = (0.0, drawn) if response else (drawn, None)
+                segment = read_segment(self.files[index], length, position, channel=channel)
             except InputError as error:
                 self._report(index, error)
                 continue
             if level_dbfs(segment) >= min_level:
                 return segment
         raise InputError(
-            f"{self.argument}: {_TRIES} segments in a row from {self.folder} were unreadable or below "
-            f"{min_level:g} dBFS"
+            f"{self.argument}: {_TRIES} segments in a row from {self.where} were unreadable or below {min_level:g} dBFS"
         )
 
     def _report(self, index: int, error: InputError) -> None:
@@ -130,19 +138,9 @@ class SegmentPool:
         corrupt, total = self.corrupt_count, len(self.files)
         if corrupt > self.max_corrupt * total:
             raise InputError(
-                f"{self.argument}: {corrupt} of {total} files in {self.folder} cannot be read, more than "
+                f"{self.argument}: {corrupt} of {total} files in {self.where} cannot be read, more than "
                 f"--max-corrupt {self.max_corrupt:g} allows; the last one: {error}"
             )
-
-
-def _read(source: Path | Member, length: int, position: float) -> Tensor:
-    if isinstance(source, Path):
-        return read_segment(source, length, position)
-    try:
-        with source.open() as file:
-            return read_segment(file, length, position)
-    except OSError as error:
-        raise InputError(f"cannot read {source}: {error}") from error
 
 
 def _pad(segment: Tensor, length: int, rng: np.random.Generator) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ..errors import InputError
 from .denoiser import Denoiser
-from .stft import HOP, N_FFT, FrameTransform, compress_parts, envelope
+from .stft import HOP, N_FFT, FrameTransform, compress, compress_parts, envelope
 
 State = dict[str, Tensor]  # by name, what one step leaves for the next
 Step = Callable[[Tensor, State], tuple[Tensor, State]]
@@ -26,15 +26,16 @@ time that a step takes comes on top."""
 class StreamingDenoiser(nn.Module):
     """A `Denoiser`, with its own layers and weights and in eval mode, that takes HOP samples at a time.
 
-    `step` is pure: real tensors in and out. Its output lies DELAY samples behind its input, so that the first
-    step returns what comes before the beginning, and `flush` what is left at the end. As a module it takes whole
-    waveforms (B, N), as the `Denoiser` does, and gives the same.
+    `step` is pure: real tensors in and out; `steps` does several at once. Their output lies DELAY samples behind the
+    input, so that the first step returns what comes before the beginning, and `flush` what is left at the end. As a
+    module it takes whole waveforms (B, N), as the `Denoiser` does, and gives the same.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.transform = FrameTransform().to(next(denoiser.parameters()).device)
+        self.transform = FrameTransform().to(device := next(denoiser.parameters()).device)
+        self.register_buffer("_window", envelope().sqrt().to(device), persistent=False)
         self._names = {stage: name for name, stage in denoiser.stages.items()}
         self.eval()
 
@@ -66,6 +67,24 @@ class StreamingDenoiser(nn.Module):
         frame = self.transform.inverse(torch.stack(masked, dim=1))
         following["overlap"] = frame[:, HOP:]
         return state["overlap"] + frame[:, :HOP], following
+
+    def steps(self, samples: Tensor, state: State) -> tuple[Tensor, State]:
+        """As `step`, of noisy samples (B, k HOP) to as many enhanced ones: what k steps do, at once."""
+        sound = torch.cat((state["samples"], samples), dim=1)
+        following = {"samples": sound[:, -HOP:].clone()}
+
+        def run(stage: nn.Module, x: Tensor) -> Tensor:
+            name = self._names[stage]
+            x, following[name] = stage.step(x, state.get(name))
+            return x
+
+        spectrum = torch.fft.rfft(sound.unfold(1, N_FFT, HOP) * self._window)
+        mask = self.denoiser.estimate_mask(torch.stack(compress(spectrum), dim=1), run)
+        masked = spectrum * torch.complex(mask[:, 0], mask[:, 1])
+        first, second = (torch.fft.irfft(masked) * self._window).split(HOP, dim=-1)
+        overlaps = torch.cat((state["overlap"][:, None], second), dim=1)
+        following["overlap"] = overlaps[:, -1].clone()
+        return (first + overlaps[:, :-1]).flatten(1), following
 
 
 def flush(step: Step, rest: Tensor, state: State) -> Tensor:
