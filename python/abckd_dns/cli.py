@@ -29,7 +29,7 @@ from .study.options import StudyOptions
 
 # The options of each command, and the function that takes them.
 _COMMANDS: dict[str, tuple[type[Options], str]] = {
-    "prepare": (PrepareOptions, "data.prepared:prepare"),
+    "prepare": (PrepareOptions, "data.preparing:prepare"),
     "train": (TrainOptions, "training.supervised:train"),
     "distill": (DistillOptions, "training.distillation:distill"),
     "evaluate": (EvaluateOptions, "evaluation.compare:evaluate"),

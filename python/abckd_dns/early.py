@@ -8,7 +8,7 @@ from .options import Options, TrainingOptions
 from .training.runs import is_done
 
 _SOURCES = ("clean", "noise", "rirs", "noisy", "test_clean", "test_noise")
-_NETWORKS = {"teacher": False, "student": True, "preset": True, "checkpoint": False, "network": True}
+_NETWORKS = {"teacher": False, "student": True, "preset": True, "checkpoint": False, "network": True, "init": False}
 """Whether a new one, without weights, will do."""
 
 
@@ -20,8 +20,8 @@ def has_nothing_to_do(options: Options) -> bool:
         for place in getattr(options, name, None) or ():
             check_source(place, f"--{name.replace('_', '-')}")
     for name, new in _NETWORKS.items():
-        if hasattr(options, name):
-            parse_name(getattr(options, name), name if name == "network" else f"--{name}", new=new)
+        if getattr(options, name, None) is not None:
+            parse_name(str(getattr(options, name)), name if name == "network" else f"--{name}", new=new)
     for name in getattr(options, "checkpoints", ()):
         parse_name(name, "--checkpoints")
     return False

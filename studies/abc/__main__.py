@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from abckd_dns.data.prepared import prepare
+from abckd_dns.data.preparing import prepare
 from abckd_dns.training.supervised import train
 
 from . import cache, confirm, deepfilter, diagnose, queue, report, scoring

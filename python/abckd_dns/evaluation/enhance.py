@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ..constants import SAMPLE_RATE
 from ..data.resampling import resample_blocks
 from ..errors import InputError, remark
-from ..network.denoiser import Denoiser
 from ..network.device import best_device
 from ..network.load import load_network
 from ..network.names import parse_name
+from ..network.masking import MaskNetwork
 from ..network.stft import HOP
 from ..network.streaming import DELAY, StreamingDenoiser, flush
 
@@ -101,7 +101,7 @@ def enhance_blocks(network: nn.Module, blocks: Iterable[Tensor]) -> Iterator[Ten
     Networks of this package carry their state from block to block, so that the result is that of the whole;
     a `StreamingDenoiser` goes through it step by step. Other networks take windows of a minute.
     """
-    if isinstance(network, Denoiser):
+    if isinstance(network, MaskNetwork):
         network = StreamingDenoiser(network)
         yield from _by_steps(network, network.steps, _STEPS * HOP, blocks)
     elif isinstance(network, StreamingDenoiser):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from ..constants import SAMPLE_RATE
 from ..errors import InputError
 from ..files import make_parent, write_atomically
 from ..options import ExportOptions
-from .load import load_network
+from .load import described, load_network
 from .stft import HOP
 from .streaming import DELAY, LATENCY, State, Step, StreamingDenoiser, enhance_by_steps, streaming
 
@@ -65,7 +63,7 @@ def write_onnx(denoiser: StreamingDenoiser, path: Path) -> None:
         )
     samples = {"sample_rate": SAMPLE_RATE, "hop": HOP, "delay": DELAY, "latency": LATENCY}
     program.model.metadata_props.update({name: str(value) for name, value in samples.items()})
-    program.model.metadata_props["denoiser"] = json.dumps(asdict(denoiser.denoiser.config))
+    program.model.metadata_props.update(described(denoiser.denoiser))
     program.save(path, external_data=False)
 
 

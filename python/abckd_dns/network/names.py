@@ -1,7 +1,7 @@
 """How networks are named on a command line.
 
 A name is
-    teacher, student                  a preset of this package, with fresh weights: only where a new network will do
+    teacher, student, gtcrn, dpcrn    a preset of this package, with fresh weights: only where a new network will do
     package.module:factory            what factory(), without arguments, returns
     path                              a checkpoint of a network of this package: a file, or a run's folder
     package.module:factory@path       the factory's network with the weights of a checkpoint

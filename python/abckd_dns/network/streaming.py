@@ -1,4 +1,4 @@
-"""Noise suppression step by step: what a device does with a `Denoiser` while sound comes in."""
+"""Noise suppression step by step: what a device does with a network of this package while sound comes in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import InputError
-from .denoiser import Denoiser
+from .masking import MaskNetwork
 from .stft import HOP, N_FFT, FrameTransform, compress, compress_parts, envelope
 
 State = dict[str, Tensor]  # by name, what one step leaves for the next
@@ -24,14 +24,14 @@ time that a step takes comes on top."""
 
 
 class StreamingDenoiser(nn.Module):
-    """A `Denoiser`, with its own layers and weights and in eval mode, that takes HOP samples at a time.
+    """A `MaskNetwork`, with its own layers and weights and in eval mode, that takes HOP samples at a time.
 
     `step` is pure: real tensors in and out; `steps` does several at once. Their output lies DELAY samples behind the
     input, so that the first step returns what comes before the beginning, and `flush` what is left at the end. As a
-    module it takes whole waveforms (B, N), as the `Denoiser` does, and gives the same.
+    module it takes whole waveforms (B, N), as the network does, and gives the same.
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: MaskNetwork) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.transform = FrameTransform().to(device := next(denoiser.parameters()).device)
@@ -98,7 +98,7 @@ def flush(step: Step, rest: Tensor, state: State) -> Tensor:
 
 
 def enhance_by_steps(step: Step, state: State, noisy: Tensor) -> Tensor:
-    """Noisy waveforms (B, N) to enhanced waveforms (B, N), as the `Denoiser` does it at once.
+    """Noisy waveforms (B, N) to enhanced waveforms (B, N), as the network does it at once.
 
     `step` is that of a `StreamingDenoiser`, or what was exported from it; `state` is its initial state.
     """
@@ -113,8 +113,6 @@ def enhance_by_steps(step: Step, state: State, noisy: Tensor) -> Tensor:
 
 def streaming(network: nn.Module, argument: str) -> StreamingDenoiser:
     """`network` step by step. Raises InputError that blames `argument` if that is not possible."""
-    if not isinstance(network, Denoiser):
-        raise InputError(
-            f"{argument}: only networks of this package (Denoiser) run step by step, not {type(network).__name__}"
-        )
+    if not isinstance(network, MaskNetwork):
+        raise InputError(f"{argument}: only networks of this package run step by step, not {type(network).__name__}")
     return StreamingDenoiser(network)

@@ -43,6 +43,11 @@ class Log:
             self._accelerator.log({**scalars, "lr": lr, "skipped": skipped}, step=step)
         return scalars["loss"]
 
+    def write_values(self, values: dict[str, float], step: int) -> None:
+        """Write what is the same in all processes."""
+        with writing(self.out):
+            self._accelerator.log(values, step=step)
+
     def draw(self, step: int) -> None:
         """Draw the attention that was last written, if the system has any."""
         if self._attention is None or self._draw is None or not self._accelerator.is_main_process:
