@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .data.sources import check_source
+from .errors import InputError
+from .files import printable
 from .network.names import parse_name
 from .options import Options, TrainingOptions
 from .training.runs import is_done
 
 _SOURCES = ("clean", "noise", "rirs", "noisy", "test_clean", "test_noise")
+_FOLDERS = ("pairs", "prepared", "valid")
 _NETWORKS = {"teacher": False, "student": True, "preset": True, "checkpoint": False, "network": True, "init": False}
 """Whether a new one, without weights, will do."""
 
@@ -16,6 +21,10 @@ def has_nothing_to_do(options: Options) -> bool:
     """Whether it is a training run that is finished. Raises InputError if a place or a network does not exist."""
     if isinstance(options, TrainingOptions) and is_done(options):
         return True
+    for name in _FOLDERS:
+        for place in _as_tuple(getattr(options, name, None)):
+            if not place.is_dir():
+                raise InputError(f"--{name}: expected a folder, but {printable(place)} is not a folder")
     for name in _SOURCES:
         for place in getattr(options, name, None) or ():
             check_source(place, f"--{name.replace('_', '-')}")
@@ -25,3 +34,7 @@ def has_nothing_to_do(options: Options) -> bool:
     for name in getattr(options, "checkpoints", ()):
         parse_name(name, "--checkpoints")
     return False
+
+
+def _as_tuple(places: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
+    return () if places is None else places if isinstance(places, tuple) else (places,)

@@ -14,6 +14,10 @@ import safetensors
 from .errors import InputError
 
 
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)  # it can only be read by being set
+
+
 def user_cache() -> Path:
     """The folder of what can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "abckd_dns")
@@ -48,6 +52,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     with writing(path):
         try:
             write(unfinished)
+            unfinished.chmod(0o666 & ~_UMASK)  # what safetensors writes only its owner may read
             _sync(unfinished)
             os.replace(unfinished, path)
             _sync_folder(path.parent)  # or else the renaming itself may be lost

@@ -15,8 +15,8 @@ from ..data.resampling import resample_blocks
 from ..errors import InputError, remark
 from ..network.device import best_device
 from ..network.load import load_network
-from ..network.names import parse_name
 from ..network.masking import MaskNetwork
+from ..network.names import parse_name
 from ..network.stft import HOP
 from ..network.streaming import DELAY, StreamingDenoiser, flush
 

@@ -3,8 +3,8 @@
 Source: Rong, Sun, Zhang, Hu, Zhu and Lu, 'GTCRN: a speech enhancement model requiring ultralow computational
 resources', ICASSP 2024, section 2: bands of equal ERB above 2 kHz, subband features (SFE), grouped temporal
 convolutions with temporal recurrent attention (TRA), grouped dual-path recurrence (G-DPRNN), a complex ratio mask. Our
-reading where the paper leaves it open: the input is the compressed spectrum that all networks of this package see, the bands are
-triangles that add up to 1, and a transposed convolution of stride 1 is a convolution.
+reading where the paper leaves it open: the input is the compressed spectrum that all networks of this package see, the
+bands are triangles that add up to 1, and a transposed convolution of stride 1 is a convolution.
 """
 
 from __future__ import annotations

@@ -78,9 +78,8 @@ def _read(options: TrainingOptions) -> list[tuple[Tensor, Tensor]]:
     if (folder / MANIFEST_NAME).is_file():
         sides = open_prepared(folder, "--valid")
         rows = _spread(len(sides["noisy"]), options.valid_count)
-        return [
-            (as_waveform(sides["noisy"][row][:_LONGEST]), as_waveform(sides["clean"][row][:_LONGEST])) for row in rows
-        ]
+        noisy, clean = ([as_waveform(sides[name][row][:_LONGEST]) for row in rows] for name in ("noisy", "clean"))
+        return list(zip(noisy, clean, strict=True))
     pairs = find_pairs(folder, "--valid", options.sides)
     return [_read_pair(pairs[index]) for index in _spread(len(pairs), options.valid_count)]
 
