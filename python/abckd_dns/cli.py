@@ -58,6 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
         if not has_nothing_to_do(options):
             _function_for(options)(options)
+    except KeyboardInterrupt:
+        sys.exit(130)  # what a shell expects of a program that was interrupted
     except InputError as error:
         # An error from a worker process arrives with that process's traceback in front of it.
         message = str(error).strip().rpartition(f"{InputError.__module__}.{InputError.__name__}: ")[2]

@@ -13,7 +13,6 @@ import safetensors
 
 from .errors import InputError
 
-
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)  # it can only be read by being set
 

@@ -346,22 +346,35 @@ class DistillOptions(TrainingOptions):
 
 
 class EvaluateOptions(MixtureOptions):
-    """Compare networks with each other and with the noisy input.
+    """Compare networks and other systems with each other and with the noisy input.
 
     On a folder of pairs (--pairs), on recordings without clean counterpart (--noisy), or on mixtures made from
-    --clean and --noise with a fixed seed.
+    --clean and --noise with a fixed seed. What is measured is written example by example: interrupted or killed, the
+    same command goes on. A recording that cannot be used is named and counted, and does not keep the others from it.
     """
 
-    checkpoints: Texts
+    checkpoints: Texts = ()
     """Checkpoints (files, or folders of runs); a network of your own is package.module:factory@checkpoint."""
+    systems: Annotated[tuple[Literal["nsnet2", "gtcrn", "dtln", "dfn3"], ...], Field(strict=False)] = ()
+    """Public denoisers: pip install 'abckd-kernels[rivals]'."""
+    enhanced: Texts = ()
+    """Folders of what other programs made of the noisy recordings, under the same names: FOLDER or NAME=FOLDER. Sample
+    rates are converted, and delays found and taken off."""
     pairs: Place | None = None
-    """Folder with noisy/ and clean/ (equal names, or as in the DNS Challenge *_fileid_N and clean_fileid_N), or
-    with noisy_testset_wav/ and clean_testset_wav/ as in VoiceBank-DEMAND."""
+    """Folder with noisy/ and clean/, or noisy_NAME/ and clean_NAME/ as in VoiceBank-DEMAND; the files of a pair have
+    equal names, or, as in the DNS Challenge, the same number behind fileid_."""
+    sides: Annotated[tuple[str, str], Field(strict=False)] | None = None
+    """Folders in --pairs with the noisy and with the clean side, where they are called otherwise."""
+    cut: bool = False
+    """Cut the longer of two files of unequal length, instead of leaving such a pair out."""
     noisy: Place | None = None
     """Folder of noisy recordings without clean counterparts: DNSMOS only."""
-    metrics: Annotated[tuple[Literal["si-sdr", "pesq", "stoi", "estoi", "dnsmos"], ...], Field(strict=False)] = ()
-    """What to measure. By default dnsmos with --noisy, and otherwise all but dnsmos, which takes several times as
-    long as the others together."""
+    metrics: Annotated[
+        tuple[Literal["si-sdr", "pesq", "stoi", "estoi", "composite", "segsnr", "lsd", "dnsmos"], ...],
+        Field(strict=False),
+    ] = ()
+    """What to measure; composite is CSIG, CBAK and COVL. By default dnsmos with --noisy, and otherwise si-sdr, pesq,
+    stoi and estoi; dnsmos takes several times as long as the others together."""
     dry: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the noisy input that is mixed into the output of every network, from 0 up to 1."""
     baseline: str | None = None

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from studies.abc import cache, deepfilter, queue, report, rig, scoring
+from studies.abc import cache, queue, report, rig, scoring
 from studies.abc.losses import LOSSES, build, shapes_of
-from studies.abc.package import PRESETS, Denoiser, save_checkpoint
+from studies.abc.package import PRESETS, Denoiser, deepfilter, save_checkpoint
 from studies.abc.rig import Run, System, train
 from studies.abc.segments import FRAMES, LENGTH, Segments
 from studies.abc.views import View, balanced

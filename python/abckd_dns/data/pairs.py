@@ -44,9 +44,10 @@ def find_pairs(folder: Path, argument: str, sides: tuple[str, str] | None = None
             pairs.append(Pair(name, path, found))
     lonely += sorted(set(counterparts.files) - {pair.clean for pair in pairs})
     if lonely:
+        count, where = len(noisy_files) + len(counterparts.files), f"{printable(noisy)} and {printable(clean)}"
         raise InputError(
-            f"{argument}: {len(lonely)} of {len(noisy_files) + len(counterparts.files)} files in {printable(noisy)} and "
-            f"{printable(clean)} have no counterpart in the other folder, first {printable(lonely[0])}"
+            f"{argument}: {len(lonely)} of {count} files in {where} have no counterpart in the other folder, "
+            f"first {printable(lonely[0])}"
         )
     return pairs
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.audio import Header, read_blocks, read_header
+from ..data.audio import read_blocks, read_header
 from ..data.sources import list_audio
 from ..data.writing import Clipping, Format, choose_format, write_blocks
 from ..errors import InputError, remark
@@ -169,5 +169,3 @@ class _Clock:
             if block is None:
                 return
             yield block
-
-

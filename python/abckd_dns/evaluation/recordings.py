@@ -57,7 +57,7 @@ class Pairs(Recordings):
         if self.cut:
             return {name: side[: min(lengths)] for name, side in sides.items()}
         if lengths[0] != lengths[1]:
-            self._refuse(index, *(f"{length / SAMPLE_RATE:.4f} s" for length in lengths), hint="; --cut cuts the longer")
+            self._refuse(index, *(f"{length / SAMPLE_RATE:.4f} s" for length in lengths), hint="; see --cut")
         return sides
 
     def _refuse(self, index: int, of_noisy: str, of_clean: str, hint: str = "") -> None:

@@ -31,7 +31,7 @@ from ..data.preparing import prepare
 from ..errors import InputError
 from ..evaluation.compare import evaluate
 from ..evaluation.enhance import enhance
-from ..evaluation.scores import UNPROCESSED
+from ..evaluation.systems import UNPROCESSED
 from ..network.load import load_network
 from ..options import DistillOptions, EvaluateOptions, MixtureOptions, PrepareOptions, TrainOptions, samples
 from ..training.batches import example_count
