@@ -34,7 +34,7 @@ _COMMANDS: dict[str, tuple[type[Options], str]] = {
     "distill": (DistillOptions, "training.distillation:distill"),
     "evaluate": (EvaluateOptions, "evaluation.compare:evaluate"),
     "denoise": (DenoiseOptions, "evaluation.denoise:denoise"),
-    "export": (ExportOptions, "network.export:export"),
+    "export": (ExportOptions, "deployment.export:export"),
     "describe": (DescribeOptions, "network.describe:describe"),
     "fetch-demo-data": (FetchDemoDataOptions, "demo.data:print_demo_data"),
     "demo": (DemoOptions, "demo.run:demo"),

@@ -421,6 +421,15 @@ class ExportOptions(Options):
     """Checkpoint of a network of this package (a file, or the folder of a run)."""
     output: Place
     """Where the model goes, a file *.onnx."""
+    opset: Annotated[int, Field(ge=7)] = 18
+    """Version of ONNX's operators; 18 is what onnxruntime 1.14 and later run."""
+    int8: Place | None = None
+    """Folder of pairs, as for evaluate: on its recordings a model in int8 is calibrated, written as NAME.int8.onnx, and
+    measured beside the other."""
+    sides: Sides | None = None
+    """The folders of --int8 that hold the noisy and the clean side, where their names do not say so."""
+    c_example: bool = False
+    """Write denoise.c beside the model: a program that runs it by onnxruntime's C API."""
 
 
 class DescribeOptions(Options):

@@ -18,10 +18,10 @@ from ..data.audio import read_speech
 from ..data.pairs import Counterparts
 from ..errors import InputError
 from ..files import printable
-from ..network.denoiser import Denoiser
 from ..network.describe import macs_per_second
 from ..network.device import best_device
 from ..network.load import load_network
+from ..network.masking import MaskNetwork
 from ..network.names import CHECKPOINT_NAME, parse_name
 from ..network.streaming import LATENCY
 from ..options import EvaluateOptions
@@ -106,7 +106,7 @@ def _costs_of(network: nn.Module) -> Costs:
         macs = macs_per_second(network)
     except Exception:  # whatever a foreign network may raise for sound of another length
         macs = None
-    return Costs(parameters, macs, LATENCY / SAMPLE_RATE if isinstance(network, Denoiser) else None)
+    return Costs(parameters, macs, LATENCY / SAMPLE_RATE if isinstance(network, MaskNetwork) else None)
 
 
 class RivalSystem:
