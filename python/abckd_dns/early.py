@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .data.sources import check_source
 from .network.names import parse_name
 from .options import Options, TrainingOptions
@@ -17,7 +19,8 @@ def has_nothing_to_do(options: Options) -> bool:
     if isinstance(options, TrainingOptions) and is_done(options):
         return True
     for name in _SOURCES:
-        for place in getattr(options, name, None) or ():
+        places = getattr(options, name, None) or ()
+        for place in (places,) if isinstance(places, Path) else places:
             check_source(place, f"--{name.replace('_', '-')}")
     for name, new in _NETWORKS.items():
         if hasattr(options, name):

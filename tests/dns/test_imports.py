@@ -20,6 +20,7 @@ ORDER = (
     {"early", "study"},
     {"demo"},
     {"training", "evaluation"},
+    {"rivals", "networks"},
     {"network", "data"},
     {"options", "files", "markdown", "sisdr"},
     {"errors", "constants"},
