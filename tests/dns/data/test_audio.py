@@ -13,8 +13,10 @@ from abckd_dns.data.resampling import resample, resample_blocks
 from abckd_dns.data.writing import choose_format, write_blocks
 from abckd_dns.errors import InputError
 
+RATES = [(48_000, 16_000), (16_000, 44_100), (22_050, 16_000), (8_000, 16_000), (44_099, 16_000)]
 
-@pytest.mark.parametrize("rates", [(48_000, 16_000), (16_000, 44_100), (22_050, 16_000), (8_000, 16_000), (44_099, 16_000)])
+
+@pytest.mark.parametrize("rates", RATES)
 @pytest.mark.parametrize("sizes", [(1, 7, 50_000, 3), (20_000, 20_000), (5,)])
 def test_resampling_in_blocks_gives_the_same(rates, sizes):
     waveform = torch.from_numpy(np.stack([noise_like(1, seed, sum(sizes)) for seed in range(2)]))
@@ -89,7 +91,7 @@ def test_what_only_ffmpeg_reads(tmp_path):
     assert read_header(path)[:3] == (16_000, 1, None)
     assert torch.equal(read_segment(path, 4_000, 0.0), speech[:4_000])
     form = choose_format(tmp_path / "b.m4a", read_header(path))
-    assert form.path == tmp_path / "b.wav" and "written as b.wav; .m4a cannot be written" in form.remark
+    assert form.path == tmp_path / "b.m4a.wav" and "written as b.m4a.wav; .m4a cannot be written" in form.remark
 
 
 def test_a_file_that_was_cut_off_says_where_it_ends(tmp_path, capsys):
@@ -134,10 +136,10 @@ def sine(peak: float) -> torch.Tensor:
     [
         ("a.opus", 44_100, 2, ("a.opus", "OGG", "OPUS", 48_000)),
         ("a.mp3", 96_000, 1, ("a.mp3", "MP3", "MPEG_LAYER_III", 48_000)),
-        ("a.mp3", 16_000, 3, ("a.wav", "WAV", "PCM_16", 16_000)),
+        ("a.mp3", 16_000, 3, ("a.mp3.wav", "WAV", "PCM_16", 16_000)),
         ("a.oga", 16_000, 1, ("a.oga", "OGG", "VORBIS", 16_000)),
         ("a.WAV", 16_000, 1, ("a.WAV", "WAV", "PCM_16", 16_000)),
-        ("a.flac", 16_000, 10, ("a.wav", "WAV", "PCM_16", 16_000)),
+        ("a.flac", 16_000, 10, ("a.flac.wav", "WAV", "PCM_16", 16_000)),
     ],
 )
 def test_formats_that_are_written(tmp_path, name, rate, channels, written):
