@@ -26,7 +26,8 @@ def has_nothing_to_do(options: Options) -> bool:
             if not place.is_dir():
                 raise InputError(f"--{name}: expected a folder, but {printable(place)} is not a folder")
     for name in _SOURCES:
-        for place in getattr(options, name, None) or ():
+        places = getattr(options, name, None) or ()
+        for place in (places,) if isinstance(places, Path) else places:
             check_source(place, f"--{name.replace('_', '-')}")
     for name, new in _NETWORKS.items():
         if getattr(options, name, None) is not None:

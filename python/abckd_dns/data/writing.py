@@ -65,7 +65,7 @@ def choose_format(path: Path, header: Header) -> Format:
     if suffix and container is None and suffix not in READ_ONLY:
         raise InputError(f"cannot write {printable(path)}: {suffix} is no audio format, as {' '.join(WRITABLE)}")
     subtype = header.subtype if header.subtype in _FLOATS else "PCM_16" if header.subtype in _COARSE else "PCM_24"
-    where = path.with_name(path.name + ".wav") if path.with_suffix(".wav").exists() else path.with_suffix(".wav")
+    where = path.with_name(path.name + ".wav")  # a name that no other recording has
     why = f"{suffix or 'a name without suffix'} cannot be written" + (
         f" with {header.channels} channels at {header.rate} Hz" if container else ""
     )

@@ -25,7 +25,7 @@ _TINY = 1e-10
 
 
 def segmental_snr(estimate: np.ndarray, target: np.ndarray) -> float:
-    """Mean over frames of the SNR in dB, each limited to -10 .. 35. NaN for less than a frame."""
+    """Mean over frames of the SNR in dB, each limited to -10 .. 35. NaN for less than two frames."""
     a, b = _frames(estimate), _frames(target)
     if not len(a):
         return math.nan
@@ -35,7 +35,7 @@ def segmental_snr(estimate: np.ndarray, target: np.ndarray) -> float:
 
 def log_spectral_distance(estimate: np.ndarray, target: np.ndarray) -> float:
     """Mean over frames of 32 ms, half of it overlapping, of the root mean square over frequencies of the difference of
-    levels in dB; levels 60 dB below the target's highest, and lower ones, count as equal. NaN for less than a frame.
+    levels in dB; levels 60 dB below the target's highest, and lower ones, count as equal. NaN for less than two frames.
     """
     a, b = (np.square(np.abs(np.fft.rfft(_frames(x, 512, 256)))) for x in (estimate, target))
     if not len(a):
@@ -48,7 +48,7 @@ def log_spectral_distance(estimate: np.ndarray, target: np.ndarray) -> float:
 def composite(estimate: np.ndarray, target: np.ndarray, pesq: float) -> tuple[float, float, float]:
     """CSIG, CBAK and COVL: what listeners would say of the speech, the background and the whole, 1 to 5.
 
-    NaN where `pesq` is, or for less than a frame.
+    NaN where `pesq` is, or for less than two frames.
     """
     a, b = _frames(estimate), _frames(target)
     if not len(a) or math.isnan(pesq):
@@ -63,10 +63,12 @@ def composite(estimate: np.ndarray, target: np.ndarray, pesq: float) -> tuple[fl
 
 
 def _frames(waveform: np.ndarray, size: int = _FRAME, hop: int = _HOP) -> np.ndarray:
-    """(T, size), windowed; the rest that fills no frame is left out."""
-    if len(waveform) < size:
+    """(T, size), windowed; the rest that fills no frame, and the last one, are left out, as the programs do with
+    which published values were made."""
+    if len(waveform) < size + hop:
         return np.zeros((0, size))
-    return np.lib.stride_tricks.sliding_window_view(waveform, size)[::hop] * hann(size, sym=False)
+    window = hann(size + 2)[1:-1]  # without its zeros
+    return np.lib.stride_tricks.sliding_window_view(waveform, size)[::hop][:-1] * window
 
 
 def _least(values: np.ndarray) -> float:
@@ -137,18 +139,17 @@ def _weights(levels: np.ndarray, slopes: np.ndarray) -> np.ndarray:
 
 
 def _nearest_peaks(levels: np.ndarray, slopes: np.ndarray) -> np.ndarray:
-    """(T, 24): the level at the top of the hill, up the slope, for every band but the last."""
-    bands = slopes.shape[1]
-    peaks = np.empty_like(slopes)
-    up = np.empty(len(levels))  # while levels rise towards higher bands
-    up[:] = levels[:, bands]
-    for band in range(bands - 1, -1, -1):
-        rises = slopes[:, band] > 0
-        up = np.where(rises, up, levels[:, band])
-        peaks[:, band] = np.where(rises, up, 0)
-    down = levels[:, 0]
-    for band in range(bands):  # and towards lower ones
-        falls = slopes[:, band] <= 0
-        peaks[falls, band] = down[falls]
-        down = np.where(falls, down, levels[:, band + 1])
-    return peaks
+    """(T, 24): for every band but the last, the level to which its slope leads.
+
+    Downwards that is the top of the hill; upwards, as in the programs with which all published values were made, the
+    band below the top.
+    """
+    count = slopes.shape[1]
+    upwards, downwards = np.empty_like(slopes), np.empty_like(slopes)
+    for band in reversed(range(count)):
+        ends = slopes[:, band + 1] <= 0 if band + 1 < count else True
+        upwards[:, band] = np.where(ends, levels[:, band], upwards[:, min(band + 1, count - 1)])
+    for band in range(count):
+        ends = slopes[:, band - 1] > 0 if band else True
+        downwards[:, band] = np.where(ends, levels[:, band], downwards[:, max(band - 1, 0)])
+    return np.where(slopes > 0, upwards, downwards)

@@ -32,10 +32,10 @@ def denoise(options: DenoiseOptions) -> None:
         network = streaming(network, "--stream")
     files = _targets(options.input, options.output)
     how = f"{'step by step' if options.stream else 'at once'}, {describe_device()}"
-    bad, written = [], set()
+    bad = []
     for source, target in files.items():
         try:
-            done = denoise_file(network, source, target, scale=options.scale_down, taken=written)
+            done = denoise_file(network, source, target, scale=options.scale_down)
         except InputError as error:
             if len(files) == 1:
                 raise
@@ -85,16 +85,13 @@ class Denoised(NamedTuple):
     seconds: float
 
 
-def denoise_file(
-    network: nn.Module, source: Path, target: Path, *, scale: bool = False, taken: set[Path] | None = None
-) -> Denoised:
+def denoise_file(network: nn.Module, source: Path, target: Path, *, scale: bool = False) -> Denoised:
     """Keeps length, sample rate, channels and, where the format allows, the encoding of the samples.
 
-    `taken` are files that must not be written again; what is written is added. Raises InputError, and then leaves no
-    new file.
+    Raises InputError, and then leaves no new file.
     """
     header = read_header(source)
-    form = _free(choose_format(target, header), source, taken)
+    form = choose_format(target, header)
     clock = _Clock()
     total = header.length and round(header.length / header.rate)
     bar = dict(desc=printable(source.name), total=total, leave=False, delay=5, bar_format=_BAR)
@@ -116,17 +113,6 @@ def denoise_file(
 
 
 _BAR = "{desc}: |{bar}| {n:.0f} of {total_fmt} s [{elapsed}<{remaining}]"
-
-
-def _free(form: Format, source: Path, taken: set[Path] | None) -> Format:
-    """`form` under a name that is free: two recordings may differ in their suffix alone."""
-    if taken is None:
-        return form
-    if form.path in taken:
-        name = f"{source.name}{form.path.suffix}"
-        form = form._replace(path=form.path.with_name(name), remark=f"{form.remark} (as {printable(name)})".strip())
-    taken.add(form.path)
-    return form
 
 
 def _remark_clipping(form: Format, found: Clipping, scale: bool) -> None:

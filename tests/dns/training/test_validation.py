@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from made_audio import RATE, data_arguments, noise_like, speech_like, write_wav
+from made_audio import RATE, changed, data_arguments, noise_like, speech_like, write_wav
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from abckd_dns.cli import main
@@ -31,7 +31,7 @@ def pairs(tmp_path_factory):
 
 def arguments(folders, out, *more, preset="own_networks:tiny"):
     shape = f"--steps {STEPS} --batch-size 2 --segment-seconds 0.2 --workers 0 --log-every 3 --save-every 4".split()
-    return ["train", "--preset", preset, "--out", str(out), *data_arguments(folders), *shape, *more]
+    return changed(["train", "--preset", preset, "--out", str(out), *data_arguments(folders), *shape], *more)
 
 
 def valid(pairs, *more):
