@@ -7,7 +7,7 @@ from pathlib import Path
 from .data.sources import check_source
 from .errors import InputError
 from .files import printable
-from .network.names import parse_name
+from .network.names import is_foreign, parse_name
 from .options import Options, TrainingOptions
 from .training.runs import is_done
 
@@ -30,6 +30,8 @@ def has_nothing_to_do(options: Options) -> bool:
         for place in (places,) if isinstance(places, Path) else places:
             check_source(place, f"--{name.replace('_', '-')}")
     for name, new in _NETWORKS.items():
+        if name == "teacher" and is_foreign(getattr(options, name, ""), "--teacher"):
+            continue
         if getattr(options, name, None) is not None:
             parse_name(str(getattr(options, name)), name if name == "network" else f"--{name}", new=new)
     for name in getattr(options, "checkpoints", ()):

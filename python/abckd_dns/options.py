@@ -319,8 +319,9 @@ class DistillOptions(TrainingOptions):
     """
 
     teacher: str
-    """Checkpoint, or package.module:factory (which then loads its own weights), or
-    package.module:factory@checkpoint."""
+    """Checkpoint, or package.module:factory (which then loads its own weights), or package.module:factory@checkpoint;
+    or a public denoiser (dfn3, gtcrn, dtln, nsnet2: pip install 'abckd-kernels[rivals]'), or MODEL.onnx from waveform
+    to waveform. These run on the CPU."""
     student: str | None = None
     """student, gtcrn or another preset, package.module:factory, or a checkpoint to start from. By default student, or,
     with --init, the network of that checkpoint."""
@@ -342,7 +343,7 @@ class DistillOptions(TrainingOptions):
     """Layers to distil, as dotted module names a.b,c.d ("a.b:0" for an element of a tuple). Networks of this
     package have a default."""
     teacher_layers: str | None = None
-    """As --student-layers."""
+    """As --student-layers; of dfn3 layers.e0 ... layers.d1, of an ONNX model layers.NAME for a value in it."""
 
 
 class EvaluateOptions(MixtureOptions):

@@ -17,6 +17,7 @@ from ..data.examples import augmented, labelled_examples
 from ..data.mixtures import NoisySpeech, PartlyLabelled
 from ..errors import InputError
 from ..network.load import load_network, new_network, to_channels_last
+from ..network.names import is_foreign
 from ..options import DistillOptions
 from .attention import recorded_attention
 from .batches import example_count
@@ -35,7 +36,13 @@ def distill(options: DistillOptions) -> None:
         raise InputError("--loss none with --label-free leaves nothing to learn from; choose abc or response, say")
     set_seed(options.seed)
     student = new_network(options.student, "--student", "student", options.init)
-    teacher = load_network(options.teacher, "--teacher").requires_grad_(False).eval()
+    if is_foreign(options.teacher, "--teacher"):
+        from ..rivals.teachers import load_teacher  # needs onnxruntime
+
+        teacher = load_teacher(options.teacher, options.teacher_layers)
+    else:
+        teacher = load_network(options.teacher, "--teacher")
+    teacher.requires_grad_(False).eval()
     to_channels_last(teacher)  # on a CPU its pass takes a fifth to a third less; a student's step does not
     examples = augmented(_examples(options), options)
     if not specifications and options.noisy is None:
