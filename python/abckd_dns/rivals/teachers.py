@@ -53,7 +53,8 @@ def load_teacher(name: str, layers: str | None) -> ForeignTeacher:
     """dfn3, gtcrn, dtln or nsnet2, or an ONNX model; `layers` are those whose features are wanted, layers.a,layers.b.
 
     An ONNX model maps its one input of sound (1, N), (N,) or (1, 1, N) at 16 kHz to its first output, of the same
-    shape; layers are names of values in it of shape (1, C, T) or (1, C, T, F). Raises InputError.
+    shape; layers are names of values in it of shape (1, C, T, F), or (1, C, T), which is taken as of one band. Raises
+    InputError.
     """
     wanted = [layer.strip().removeprefix("layers.") for layer in (layers or "").split(",") if layer.strip()]
     return _rival(name, wanted) if name in RIVALS else _onnx(Path(name), wanted)
@@ -133,7 +134,7 @@ def _onnx(path: Path, wanted: list[str]) -> ForeignTeacher:
                 raise InputError(
                     f"--teacher-layers: {layer} of {path} is {tuple(feature.shape)}, expected (1, C, T) or (1, C, T, F)"
                 )
-            found[layer] = feature[0]
+            found[layer] = feature[0] if feature.ndim == 4 else feature[0, ..., None]
         return enhanced.reshape(-1).astype(np.float32), found
 
     run(np.zeros(SAMPLE_RATE, np.float32))  # whatever is wrong is said at once

@@ -44,7 +44,7 @@ def test_outputs_and_features(tmp_path):
     teacher.layers["frames"].register_forward_hook(lambda module, inputs, output: found.append(output))
     noisy = torch.randn(3, 16_000)
     torch.testing.assert_close(teacher(noisy), noisy / 2)
-    assert found[0].shape == (3, 4, 101) and teacher.distillation_layers == ("layers.frames",)
+    assert found[0].shape == (3, 4, 101, 1) and teacher.distillation_layers == ("layers.frames",)
     assert not torch.equal(found[0][0], found[0][1])
     other = load_teacher(str(write_model(tmp_path / "u.onnx", samples="length")), None)
     assert other.distillation_layers == () and not torch.equal(other.identity, teacher.identity)
