@@ -308,10 +308,8 @@ def test_denoise_errors(runs, tmp_path, capsys):
     alike = [("folder", "folder"), ("folder/noisy.wav", "folder/noisy.wav")]
     for source, target in alike:
         paths = "--input", str(tmp_path / source), "--output", str(tmp_path / target)
-        assert "is the recording itself, which would be lost" in fails_with(capsys, *network, *paths)
+        assert "would be lost" in fails_with(capsys, *network, *paths)
     assert recording.read_bytes() == before
-    paths = "--input", str(recording), "--output", str(tmp_path)
-    assert "--output: expected a file, as --input is one" in fails_with(capsys, *network, *paths)
 
 
 def test_demo_on_own_folders(folders, tmp_path, capsys):

@@ -53,8 +53,9 @@ def find_pairs(folder: Path, argument: str, sides: tuple[str, str] | None = None
 
 
 def relative_name(path: str, folder: Path) -> str:
-    """What a file is called below a folder, without its suffix."""
-    return printable(os.path.splitext(os.path.relpath(path, folder))[0].replace(os.sep, "/"))
+    """What a file of `list_audio(folder, ...)` is called below the folder, without its suffix."""
+    inside = path.removeprefix(os.fspath(folder)).lstrip(os.sep)
+    return printable(os.path.splitext(inside)[0].replace(os.sep, "/"))
 
 
 class Counterparts:

@@ -36,15 +36,14 @@ def denoise(options: DenoiseOptions) -> None:
     for source, target in files.items():
         try:
             done = denoise_file(network, source, target, scale=options.scale_down)
-        except InputError as error:
-            if len(files) == 1:
-                raise
+        except Exception as error:  # of a bad file, or whatever a foreign network may raise
+            why = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
             name = printable(source)
-            bad.append(str(error) if name in str(error) else f"{name}: {error}")
+            bad.append(why if name in why else f"{name}: {why}")
+            if len(files) == 1:
+                raise InputError(bad[0]) from error
             remark(f"not denoised: {bad[-1]}")
             continue
-        except Exception as error:  # whatever a foreign network may raise
-            raise InputError(f"denoising {printable(source)} failed: {type(error).__name__}: {error}") from error
         print(
             f"{printable(done.path)}: {done.audio:.2f} s of audio, real-time factor {done.seconds / done.audio:.3f} "
             f"({how})",

@@ -24,6 +24,8 @@ _SECONDS = 120.0
 class PesqProcess:
     """A process that is started when it is needed, and again after it has died."""
 
+    command = (sys.executable, __file__)
+
     def __init__(self) -> None:
         self._process: subprocess.Popen | None = None
 
@@ -31,7 +33,7 @@ class PesqProcess:
         """PESQ-WB of float32 (N,), and "", or NaN and why there is no value."""
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
-                [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
         process = self._process
         timer = threading.Timer(_SECONDS, process.kill)
@@ -43,7 +45,7 @@ class PesqProcess:
         except (OSError, EOFError, pickle.UnpicklingError):
             process.kill()
             code = process.wait()
-            return math.nan, "PESQ took too long" if not timer.is_alive() else f"PESQ crashed (status {code})"
+            return math.nan, f"PESQ crashed (status {code})" if timer.is_alive() else "PESQ took too long"
         finally:
             timer.cancel()
 

@@ -88,6 +88,14 @@ def test_a_folder_goes_on_after_a_bad_file(checkpoint, tmp_path, capsys):
     assert "3 of 3 recordings denoised" in capsys.readouterr().out
 
 
+def test_a_network_that_fails_on_one_recording(tmp_path, capsys):
+    write_wav(tmp_path / "in" / "a.wav", speech_like(0.5, 0))
+    write_wav(tmp_path / "in" / "loud.wav", np.ones(1_000, np.float32))
+    with pytest.raises(SystemExit, match=r"1 of 2 recordings .*in/loud.wav: RuntimeError: too loud"):
+        denoise("own_networks:fails_when_loud", tmp_path / "in", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.wav"]
+
+
 def test_places(checkpoint, tmp_path):
     source = write_wav(tmp_path / "in" / "a.wav", speech_like(0.5, 0))
     (tmp_path / "out").mkdir()

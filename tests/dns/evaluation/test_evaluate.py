@@ -173,7 +173,7 @@ def test_tables(checkpoint, pairs, tmp_path, capsys):
     report = (tmp_path / "deep" / "table.md").read_text()
     assert report.strip() in capsys.readouterr().out
     assert "3 examples" in report and "Difference from noisy input" in report
-    first, costs, second = (part for part in report.split("\n\n") if part.startswith("|"))
+    first, second, costs = (part for part in report.split("\n\n") if part.startswith("|"))
     assert re.search(rf"\| {name} +\| [\d,]+ +\| [\d.]+ M +\| 32 ms +\| \d\.\d+ +\|", costs)
     assert int(rows[name, "parameters"]["mean"]) == sum(x.numel() for x in lively(SMALL).parameters())
     assert [len(part.splitlines()) for part in (first, second)] == [4, 3]
