@@ -44,7 +44,7 @@ def inventory(examples: Dataset) -> dict[str, str]:
     """By argument, what the examples are made of: how many files, and a digest of their names below the folder that
     all of them have in common. Other files are other examples; a folder that has moved gives the same."""
     found: dict[str, str] = {}
-    for part in vars(examples).values():
+    for part in getattr(examples, "__dict__", {}).values():
         if isinstance(part, Pool):
             found[part.argument] = part.inventory()
         elif isinstance(part, Dataset):

@@ -36,7 +36,8 @@ def loader(
 
 def steps_of(loader: DataLoader, accumulate: int) -> Iterator[list[dict[str, Tensor]]]:
     """The batches of each step. Raises InputError if a worker process ends."""
-    batches = iter(loader)
+    with worker_errors():
+        batches = iter(loader)
     while True:
         with worker_errors():
             step = list(islice(batches, accumulate))

@@ -107,8 +107,10 @@ class _Run:
                     f"--out: {out} holds a run of {state['processes']} processes, which {count} cannot continue; start "
                     "as many, or choose another folder"
                 )
+            if "data" not in state:
+                raise InputError(f"--out: the state in {out} was saved by an older version; choose another folder")
             check_same_data(state["data"], self.inventory, out)
-            if is_finished(out):  # it is to take more steps, and may be patient anew
+            if is_finished(out) and state["best"]:  # it is to take more steps, and may be patient anew
                 state["best"]["since"] = 0
         if self.accelerator.is_main_process:
             write_json(out / CONFIG_NAME, options.model_dump())
