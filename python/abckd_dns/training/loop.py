@@ -26,9 +26,8 @@ from ..network.names import CHECKPOINT_NAME
 from ..options import TrainingOptions
 from .averaging import Average
 from .batches import loader, steps_of
-from .log import DrawAttention, Log
+from .log import DrawAttention, Log, Progress, closing_words
 from .processes import accelerator_for, in_any_process
-from .progress import Progress, closing_words
 from .runs import BEST_NAME, CONFIG_NAME, FINISHED_NAME, check_same_data, is_finished
 from .safeguards import Interruption, StepGuard, give_up
 from .states import States, learned_state, load_learned_state, random_state, set_random_state
