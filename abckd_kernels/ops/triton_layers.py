@@ -27,6 +27,7 @@ from torch import Tensor
 # Left alone, ptxas spills a register or two to reach one more block per multiprocessor, which a kernel that waits for
 # memory does not need.
 OPTIONS = {} if torch.version.hip else {"maxnreg": 128}
+MOST_REGISTERS = 255  # of a thread, for kernels that would spill below: products, sums of rows, loads of one element
 
 
 def kernel(function: Callable) -> triton.runtime.JITFunction:

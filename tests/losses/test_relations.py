@@ -385,7 +385,7 @@ WRONG = [
     (lambda: r.cc_loss(S, T, kernel="neighbour"), ValueError, ["teacher_features[0]", "72", "120"]),
     (lambda: r.cc_loss(S, T, kernel="rbf"), ValueError, ["kernel", "'gaussian'", "'rbf'"]),
     (lambda: r.cc_loss(S, T, order=-1), ValueError, ["order", "-1"]),
-    (lambda: r.nst_loss(S, T, bandwidth=0.0), ValueError, ["bandwidth", "above 0", "0.0"]),
+    (lambda: r.nst_loss(S, T, bandwidth=0.0), ValueError, ["bandwidth", "positive number", "0.0"]),
     (lambda: r.nst_loss(S[:, :, 0, 0], T), ValueError, ["student_features[0]", "(B, C, T)", "(2, 3)"]),
     (lambda: r.nst_loss(S, T[..., 0]), ValueError, ["teacher_features[0]", "axes 4", "3"]),
     (lambda: r.fsp_loss(S, S), ValueError, ["student_features", "two layers", "1"]),

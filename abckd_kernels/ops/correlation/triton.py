@@ -19,12 +19,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shapes import accumulation_dtype
-from ..triton_layers import kernel, launch
+from ..triton_layers import MOST_REGISTERS, kernel, launch
 from . import along_classes, along_rows
 
 ELEMENTS = 512  # of a tile: four per thread, of float64 two: all else goes to local memory
 ROWS, CLASSES = 16, 32  # of a tile that sums over rows, of float64 half the classes
-MOST_REGISTERS = 255  # of a thread that sums over rows: the sums are float64, and few programs are needed anyway
 PARTS = 16  # of the rows, at most, for each of which a program sums
 
 

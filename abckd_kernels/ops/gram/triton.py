@@ -21,13 +21,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shapes import accumulation_dtype, empty_like, is_channels_last
-from ..triton_layers import launch
+from ..triton_layers import MOST_REGISTERS, launch
 from . import laid_out
 from .reference import row_factors
 
 CHUNK = 2048  # columns whose products are added in float32
 COLUMNS = 64  # of a tile of the gradient
-MOST_REGISTERS = 255  # of a thread: what products hold would spill below
 
 
 class Rows(NamedTuple):

@@ -20,11 +20,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shapes import accumulation_dtype, dense, empty_like, is_channels_last
-from ..triton_layers import aligned, count_valid, kernel, launch, width
+from ..triton_layers import MOST_REGISTERS, aligned, count_valid, kernel, launch, width
 
 PRECISION = "ieee" if torch.version.hip else "tf32x3"
 FEWEST_PROGRAMS, MOST_PROGRAMS = 16, 1024  # of backward
-MOST_REGISTERS = 255  # of backward's threads: it holds two tiles of accumulators, and few programs are needed anyway
 PARTIALS_PER_FEATURES = 40
 
 

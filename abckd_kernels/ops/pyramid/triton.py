@@ -20,11 +20,10 @@ from torch import Tensor
 
 from ..shapes import dense, empty_like, is_channels_last
 from ..shapes import valid_frames as valid_counts
-from ..triton_layers import count_valid, kernel, launch
+from ..triton_layers import MOST_REGISTERS, count_valid, kernel, launch
 from . import band_windows, cell_weights, dtype_of
 
 FRAMES, COLUMNS = 32, 32  # of a tile; half as many columns in float64, whose products would spill
-MOST_REGISTERS = 255  # of a thread: what products hold would spill below
 
 
 @triton.jit

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..shapes import accumulation_dtype, dense, empty_like, is_channels_last
 from ..triton_layers import (
+    MOST_REGISTERS,
     aligned,
     count_valid,
     first_tiles,
@@ -261,6 +262,8 @@ def backward(
     for (dtype, channels_last, tile, present), indices in grouped(range(len(inputs)), key):
         xs = [inputs[i] for i in indices]
         layers, programs = _describe(xs, _tiles(xs, tile))
+        widths = _widths(xs)
+        narrow = widths["C_WIDTH" if channels_last else "P_WIDTH"] == 1
         own, of_map, of_mean = (
             tuple(group[i] for i in indices) if given else tuple(xs)  # an unread pointer must still be one
             for group, given in zip(by_kind, present, strict=True)
@@ -270,8 +273,9 @@ def backward(
             tuple(xs), own, of_map, of_mean, tuple(results[i] for i in indices), layers,
             xs[0] if lengths is None else lengths.contiguous(), padded_length,
             POWER=power, CHANNELS_LAST=channels_last, HAS_GRAD=present[0], HAS_MAP=present[1], HAS_MEAN=present[2],
-            LENGTHS=lengths is not None, DOUBLE=dtype == torch.float64, **_widths(xs),
+            LENGTHS=lengths is not None, DOUBLE=dtype == torch.float64, **widths,
             BLOCK_C=tile.block_c, BLOCK_P=tile.block_p, num_warps=tile.num_warps,
+            registers=MOST_REGISTERS if narrow else None,
         )  # fmt: skip
     return results
 

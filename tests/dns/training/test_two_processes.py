@@ -79,9 +79,13 @@ def one_of_two(rank: int, port: str, index: int | None, arguments: list[str]) ->
 
 
 def forked(arguments: list[str], index: int | None = None) -> list[int]:
-    """Exit codes of two processes; forks, because importing everything again takes longest."""
-    fork, port = multiprocessing.get_context("fork"), free_port()
-    both = [fork.Process(target=one_of_two, args=(rank, port, index, arguments)) for rank in (0, 1)]
+    """Exit codes of two processes, forked from one that imports everything once and never computes.
+
+    Autograd's threads do not survive a fork: a process in which a test has run a backward pass must not be forked.
+    """
+    context, port = multiprocessing.get_context("forkserver"), free_port()
+    context.set_forkserver_preload(["abckd_dns.training.distillation"])
+    both = [context.Process(target=one_of_two, args=(rank, port, index, arguments)) for rank in (0, 1)]
     for process in both:
         process.start()
     for process in both:
