@@ -78,6 +78,12 @@ def test_layouts_of_pairs(tmp_path, layout):
         assert metrics.si_sdr(example["noisy"], example["clean"]) > 5
 
 
+def test_sides_of_pairs_by_name(tmp_path):
+    write_pair(tmp_path / "mixed" / "a.wav", tmp_path / "reference" / "a.wav", 0)
+    examples = Pairs(tmp_path, sides=("mixed", "reference"))
+    assert torch.equal(examples[0]["clean"], read_speech(tmp_path / "reference" / "a.wav"))
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
