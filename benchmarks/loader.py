@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from abckd_dns.constants import SAMPLE_RATE
 from abckd_dns.data.mixtures import Mixtures
-from abckd_dns.data.prepared import Prepared, prepare
+from abckd_dns.data.prepared import Prepared
+from abckd_dns.data.preparing import prepare
 from abckd_dns.options import MixtureOptions, PrepareOptions
 
 

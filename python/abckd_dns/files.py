@@ -13,10 +13,18 @@ import safetensors
 
 from .errors import InputError
 
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)  # it can only be read by being set
+
 
 def user_cache() -> Path:
     """The folder of what can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "abckd_dns")
+
+
+def printable(path: object) -> str:
+    """A path as text that any file and terminal takes: bytes of its name that are no UTF-8 become \\xNN."""
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @contextmanager
@@ -25,7 +33,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"cannot write {path}: {error}; what was saved before is whole") from error
+        raise InputError(f"cannot write {printable(path)}: {error}; what was saved before is whole") from error
 
 
 def make_parent(path: Path) -> None:
@@ -43,6 +51,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     with writing(path):
         try:
             write(unfinished)
+            unfinished.chmod(0o666 & ~_UMASK)  # what safetensors writes only its owner may read
             _sync(unfinished)
             os.replace(unfinished, path)
             _sync_folder(path.parent)  # or else the renaming itself may be lost

@@ -12,12 +12,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from abckd_dns.data.prepared import prepare
+from abckd_dns.data.preparing import prepare
 from abckd_dns.training.supervised import train
 
-from . import cache, confirm, deepfilter, diagnose, queue, report, scoring
-from .package import InputError, PrepareOptions, TrainOptions, fetch_study_data, load_network, save_checkpoint
-from .public import PUBLIC, of_checkpoint
+from . import cache, confirm, diagnose, queue, report, scoring
+from .package import (
+    RIVALS,
+    InputError,
+    PrepareOptions,
+    TrainOptions,
+    deepfilter,
+    fetch_study_data,
+    load_network,
+    save_checkpoint,
+    wheels,
+)
 from .segments import MIXTURES
 
 _SECONDS = 4.0
@@ -61,9 +70,12 @@ def _publish_teacher(places: queue.Places, arguments: argparse.Namespace) -> Non
 
 def _public(places: queue.Places, arguments: argparse.Namespace) -> None:
     """Score public denoisers, the own teacher and students without KD on the study's test mixtures (or --part dev)."""
-    makers = dict(PUBLIC)
+    makers: dict[str, Callable] = {"noisy": lambda: lambda waveform: waveform}
+    for rival in RIVALS.values():
+        wheels.fetch(*rival.wheels)
+        makers[rival.title] = rival.make
     if _TEACHER.exists():
-        makers["own teacher, 8000 steps"] = partial(of_checkpoint, _TEACHER)
+        makers["own teacher, 8000 steps"] = lambda: _denoise(load_network(str(_TEACHER), "--checkpoint").eval())
     for steps in (750, 1500):
         student = places.run(queue.Run("", "labels", "none", 0.0, "constant", steps, 0)) / "average.pt"
         if student.exists():
@@ -76,8 +88,10 @@ def _public(places: queue.Places, arguments: argparse.Namespace) -> None:
 def _student(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     from .rig import load_student
 
-    network = load_student(path)
+    return _denoise(load_student(path))
 
+
+def _denoise(network: torch.nn.Module) -> Callable[[np.ndarray], np.ndarray]:
     @torch.inference_mode()
     def denoise(noisy: np.ndarray) -> np.ndarray:
         return network(torch.from_numpy(noisy)[None])[0].numpy()
@@ -87,6 +101,7 @@ def _student(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 def _check_teacher(places: queue.Places, arguments: argparse.Namespace) -> None:
     """How far this project's DeepFilterNet3 agrees with its own library, in dB, on ten mixtures."""
+    wheels.fetch(wheels.DEEPFILTER, wheels.DEEPFILTER_LIBRARY)
     network, mixtures = deepfilter.DeepFilter(), scoring.Scored("dev", places.scored)
     for noisy in mixtures.noisy[:10]:
         own, library = network(noisy).waveform, deepfilter.by_library(noisy)

@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from . import deepfilter
-from .package import HOP, SAMPLE_RATE, InputError, load_network, write_json
+from .package import HOP, SAMPLE_RATE, InputError, deepfilter, load_network, wheels, write_json
 
 CHANNELS = 16  # kept of a layer
 _BANDS = 33  # kept of a layer at most
@@ -100,6 +99,7 @@ _DEEPFILTER_NAMES = {
 
 
 def deepfilter_teacher() -> tuple[Teach, tuple[Layer, ...]]:
+    wheels.fetch(wheels.DEEPFILTER)
     network = deepfilter.DeepFilter(tuple(name for name, _ in _DEEPFILTER_NAMES.values()))
     layers = tuple(Layer(name, bands, min(bands, _BANDS)) for name, (_, bands) in _DEEPFILTER_NAMES.items())
     axes = {name: _axis(own, bands) for name, (own, bands) in _DEEPFILTER_NAMES.items()}
@@ -244,8 +244,7 @@ class Cache:
         """Of every layer (B, 16, frames, G)."""
         widths = [CHANNELS * layer.feature_bands for layer in self._every]
         return [
-            x.unflatten(2, (CHANNELS, -1)).transpose(1, 2)
-            for x in self._cut("features", rows, starts, frames, widths)
+            x.unflatten(2, (CHANNELS, -1)).transpose(1, 2) for x in self._cut("features", rows, starts, frames, widths)
         ]
 
     def _cut(self, name: str, rows: list[int], starts: list[int], frames: int, widths: list[int]) -> Iterator[Tensor]:

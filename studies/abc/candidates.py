@@ -268,9 +268,7 @@ class Channels(Loss):
         losses = []
         for i, x in enumerate(view.student):
             own = rooted(x.float())
-            taught = torch.cat(
-                [on_bands(t, own.shape[-1]) for j, t in enumerate(view.features) if self.mask[i, j]], 1
-            )
+            taught = torch.cat([on_bands(t, own.shape[-1]) for j, t in enumerate(view.features) if self.mask[i, j]], 1)
             taught = rooted(taught / (taught.square().mean((2, 3), keepdim=True) + EPS).sqrt())
             edges = torch.linspace(0, own.shape[-1], min(self.heads, own.shape[-1] // 2) + 1).round().int().tolist()
             for low, high in zip(edges, edges[1:], strict=False):

@@ -177,9 +177,7 @@ def _gradient(system: System, weights: Path, batches: Iterable[Batch], of_kd: bo
     return {stage: torch.cat(parts) for stage, parts in stages.items()}
 
 
-def _cosines(
-    teacher: str, loss: str, when: str, found: dict[str, Tensor], reference: dict[str, Tensor]
-) -> list[dict]:
+def _cosines(teacher: str, loss: str, when: str, found: dict[str, Tensor], reference: dict[str, Tensor]) -> list[dict]:
     rows = []
     for stage, gradient in found.items():
         cosine = functional.cosine_similarity(gradient, reference[stage], dim=0).item()

@@ -13,6 +13,8 @@ from abckd_dns.network.denoiser import Denoiser
 from abckd_dns.network.load import load_network, save_checkpoint
 from abckd_dns.network.stft import HOP, Stft, compress
 from abckd_dns.options import MixtureOptions, PrepareOptions, TrainOptions
+from abckd_dns.rivals import deepfilter, wheels
+from abckd_dns.rivals.denoisers import RIVALS
 from abckd_dns.study.config import tomllib
 from abckd_dns.study.data import fetch_study_data
 from abckd_dns.study.statistics import difference
@@ -22,6 +24,7 @@ __all__ = [
     "HOP",
     "METRICS",
     "PRESETS",
+    "RIVALS",
     "SAMPLE_RATE",
     "Clip",
     "Collection",
@@ -35,6 +38,7 @@ __all__ = [
     "Stft",
     "TrainOptions",
     "compress",
+    "deepfilter",
     "difference",
     "fetch",
     "fetch_study_data",
@@ -46,6 +50,7 @@ __all__ = [
     "save_checkpoint",
     "tomllib",
     "user_cache",
+    "wheels",
     "write_atomically",
     "write_json",
 ]

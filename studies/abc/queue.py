@@ -214,7 +214,6 @@ def _done() -> set[tuple[str, ...]]:
     return {tuple(row[name] for name in names) for row in scoring.read(RESULTS / "runs.csv")}
 
 
-
 def run_of(row: dict[str, str]) -> Run:
     """The run of a row of results/runs.csv."""
     numbers = {"weight": float, "lr": float, "steps": int, "seed": int}

@@ -46,3 +46,13 @@ def write_folders(root: Path) -> Path:
     response = noise_like(0.3, 20) * np.exp(-np.arange(round(0.3 * RATE)) / 800)
     write_wav(root / "rirs" / "room.wav", response)
     return root
+
+
+def changed(arguments: list[str], *more: str) -> list[str]:
+    """`arguments` with `more`, whose flags take the place of equal ones."""
+    kept, is_kept = [], True
+    for argument in arguments:
+        if argument.startswith("--"):
+            is_kept = argument not in more
+        kept += [argument] * is_kept
+    return [*kept, *more]

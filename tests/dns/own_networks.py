@@ -100,3 +100,12 @@ def tiny() -> nn.Module:
 
 def tiny_teacher() -> nn.Module:
     return Denoiser(DenoiserConfig(channels=(6, 8), recurrent_size=12))
+
+
+class Louder(nn.Linear):
+    def forward(self, waveform):
+        return 2 * waveform
+
+
+def louder() -> nn.Module:
+    return Louder(1, 1)

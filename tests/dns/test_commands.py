@@ -10,7 +10,7 @@ import safetensors.torch
 import soundfile
 import torch
 from accelerate.utils import set_seed
-from made_audio import SHORT, data_arguments, noise_like, speech_like, write_wav
+from made_audio import SHORT, changed, data_arguments, noise_like, speech_like, write_wav
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from abckd_dns.cli import main
@@ -234,8 +234,10 @@ def test_too_many_corrupt_files_end_the_command(folders, tmp_path, capsys):
     with pytest.warns(UserWarning, match="broken.wav"):
         message = fails_with(
             capsys,
-            *["train", "--out", str(tmp_path / "run"), *data_arguments(folders), *SHORT],
-            *["--clean", str(tmp_path / "clean")],
+            *changed(
+                ["train", "--out", str(tmp_path / "run"), *data_arguments(folders), *SHORT],
+                *["--clean", str(tmp_path / "clean")],
+            ),
         )
     assert "1 of 1 files" in message and "--max-corrupt" in message
 
@@ -244,8 +246,10 @@ def test_error_of_a_worker_process_reads_like_any_other(folders, tmp_path, capsy
     write_wav(tmp_path / "clean" / "silent.wav", np.zeros(8_000, np.float32))
     message = fails_with(
         capsys,
-        *["train", "--out", str(tmp_path / "run"), *data_arguments(folders), *SHORT],
-        *["--clean", str(tmp_path / "clean"), "--workers", "1"],
+        *changed(
+            ["train", "--out", str(tmp_path / "run"), *data_arguments(folders), *SHORT],
+            *["--clean", str(tmp_path / "clean"), "--workers", "1"],
+        ),
     )
     assert message.startswith("abckd-dns: error: --clean: ")
 
@@ -323,10 +327,8 @@ def test_denoise_errors(runs, tmp_path, capsys):
     alike = [("folder", "folder"), ("folder/noisy.wav", "folder/noisy.wav")]
     for source, target in alike:
         paths = "--input", str(tmp_path / source), "--output", str(tmp_path / target)
-        assert "is the recording itself, which would be lost" in fails_with(capsys, *network, *paths)
+        assert "would be lost" in fails_with(capsys, *network, *paths)
     assert recording.read_bytes() == before
-    paths = "--input", str(recording), "--output", str(tmp_path)
-    assert "--output: expected a file, as --input is one" in fails_with(capsys, *network, *paths)
 
 
 def test_demo_on_own_folders(folders, tmp_path, capsys):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from studies.abc import cache, deepfilter, queue, report, rig, scoring
+from studies.abc import cache, queue, report, rig, scoring
 from studies.abc.losses import LOSSES, build, shapes_of
 from studies.abc.package import PRESETS, Denoiser, save_checkpoint
 from studies.abc.rig import Run, System, train
@@ -163,14 +163,3 @@ def _record(run: Run, folder: Path) -> None:
     table = scoring.read(folder / "runs.csv")
     scoring.write(folder / "runs.csv", [*table, queue.formatted(queue.asdict(run))])
     queue._append_utterances(run, rows)
-
-
-def test_bands_of_the_public_teacher():
-    widths = deepfilter.band_widths()
-    assert len(widths) == 32 and widths.sum() == 481 and widths.min() == 2
-    assert np.all(np.diff(deepfilter.band_centres()) > 0)
-
-
-def test_transform_of_the_public_teacher_is_its_own_inverse():
-    wide = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
-    np.testing.assert_allclose(deepfilter.synthesise(deepfilter.analyse(wide), len(wide)), wide, atol=1e-5)

@@ -6,7 +6,7 @@ on the examples before it.
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,8 @@ from torch.utils.data import Dataset
 from ..constants import SAMPLE_RATE
 from ..errors import InputError
 from ..options import MixtureOptions
-from .audio import read_segment
-from .mixing import level_dbfs, mix, reverberate
-from .sources import Member, find_sources
-
-_TRIES = 50  # how often a file is drawn anew because it is corrupt or its segment near-silent
+from .mixing import mix, reverberate, reverberate_with_early
+from .pools import PairPool, SegmentPool, pad, repeat
 
 
 class Mixtures(Dataset):
@@ -42,12 +39,16 @@ class Mixtures(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         options, length = self.options, self.length
         rng = np.random.default_rng((self.seed, index))
-        speech = _pad(self.speech.draw(length, rng, options.min_speech_level), length, rng)
-        noise = _repeat(self.noise.draw(length, rng, options.min_noise_level), length)
+        speech = target = pad(self.speech.draw(length, rng, options.min_speech_level), length, rng)
+        noise = repeat(self.noise.draw(length, rng, options.min_noise_level), length)
         if self.rirs is not None and rng.random() < 0.5:
-            speech = reverberate(speech, self.rirs.draw(SAMPLE_RATE, rng, from_start=True))
+            response = self.rirs.draw(SAMPLE_RATE, rng, response=True)
+            if options.rir_target == "early":
+                speech, target = reverberate_with_early(speech, response)
+            else:
+                speech = target = reverberate(speech, response)
         snr = rng.uniform(*options.snr)
-        noisy, clean = mix(speech, noise, snr, rng.uniform(*options.level))
+        noisy, clean = mix(speech, noise, snr, rng.uniform(*options.level), target)
         return {"noisy": noisy, "clean": clean}
 
     def name(self, index: int) -> str:
@@ -57,16 +58,48 @@ class Mixtures(Dataset):
 class NoisySpeech(Dataset):
     """`count` segments of `length` samples of recordings without a clean counterpart: {"noisy": (N,)}."""
 
-    def __init__(self, folder: Path, length: int, count: int, seed: int, max_corrupt: float = 0.1) -> None:
+    def __init__(
+        self, places: Path | Sequence[Path], length: int, count: int, seed: int, max_corrupt: float = 0.1
+    ) -> None:
         self.length, self.count, self.seed = length, count, seed
-        self.noisy = SegmentPool(folder, "--noisy", max_corrupt)
+        self.noisy = SegmentPool(places, "--noisy", max_corrupt)
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, index))
-        return {"noisy": _pad(self.noisy.draw(self.length, rng), self.length, rng)}
+        return {"noisy": pad(self.noisy.draw(self.length, rng), self.length, rng)}
+
+
+class PairSegments(Dataset):
+    """`count` segments of `length` samples of recordings and their clean speech: {"noisy": (N,), "clean": (N,)}."""
+
+    def __init__(self, pool: PairPool, length: int, count: int, seed: int, min_level: float) -> None:
+        self.pool, self.length, self.count, self.seed, self.min_level = pool, length, count, seed, min_level
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((self.seed, index))
+        noisy, clean = pad(torch.stack(self.pool.draw(self.length, rng, self.min_level)), self.length, rng)
+        return {"noisy": noisy, "clean": clean}
+
+
+class Blend(Dataset):
+    """Example i is that of `second` with probability `share`, else that of `first`."""
+
+    def __init__(self, first: Dataset, second: Dataset, share: float, seed: int) -> None:
+        self.first, self.second, self.share, self.seed = first, second, share, seed
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        # A stream of its own: the datasets draw from (seed, index), PartlyLabelled from (seed, index, 1).
+        is_second = np.random.default_rng((self.seed, index, 2)).random() < self.share
+        return (self.second if is_second else self.first)[index]
 
 
 class PartlyLabelled(Dataset):
@@ -87,69 +120,3 @@ class PartlyLabelled(Dataset):
             return {**self.labelled[index], "has_clean": torch.tensor(True)}
         noisy = self.unlabelled[index]["noisy"]
         return {"noisy": noisy, "clean": torch.zeros_like(noisy), "has_clean": torch.tensor(False)}
-
-
-class SegmentPool:
-    """The audio files of a folder or of tar shards, of which random segments are drawn.
-
-    A file that cannot be read is reported once, skipped from then on, and counted; more than the fraction
-    `max_corrupt` of such files is an error. The worker processes of a loader share the count.
-    """
-
-    def __init__(self, folder: Path, argument: str, max_corrupt: float) -> None:
-        self.folder, self.argument, self.max_corrupt = folder, argument, max_corrupt
-        self.files = find_sources(folder, argument)
-        self._corrupt = torch.zeros(len(self.files), dtype=torch.bool).share_memory_()
-
-    @property
-    def corrupt_count(self) -> int:
-        return int(self._corrupt.sum())
-
-    def draw(self, length: int, rng: np.random.Generator, min_level: float = -90.0, from_start: bool = False) -> Tensor:
-        """A segment of at most `length` samples at 16 kHz, of at least `min_level` dBFS."""
-        for _ in range(_TRIES):
-            # Drawn before the file is looked at, so that later draws do not depend on what is known of it.
-            index, position = rng.integers(len(self.files)), rng.random()
-            if self._corrupt[index]:
-                continue
-            try:
-                segment = _read(self.files[index], length, 0.0 if from_start else position)
-            except InputError as error:
-                self._report(index, error)
-                continue
-            if level_dbfs(segment) >= min_level:
-                return segment
-        raise InputError(
-            f"{self.argument}: {_TRIES} segments in a row from {self.folder} were unreadable or below "
-            f"{min_level:g} dBFS"
-        )
-
-    def _report(self, index: int, error: InputError) -> None:
-        self._corrupt[index] = True
-        warnings.warn(f"{self.argument}: skipped for the rest of the run: {error}", stacklevel=2)
-        corrupt, total = self.corrupt_count, len(self.files)
-        if corrupt > self.max_corrupt * total:
-            raise InputError(
-                f"{self.argument}: {corrupt} of {total} files in {self.folder} cannot be read, more than "
-                f"--max-corrupt {self.max_corrupt:g} allows; the last one: {error}"
-            )
-
-
-def _read(source: Path | Member, length: int, position: float) -> Tensor:
-    if isinstance(source, Path):
-        return read_segment(source, length, position)
-    try:
-        with source.open() as file:
-            return read_segment(file, length, position)
-    except OSError as error:
-        raise InputError(f"cannot read {source}: {error}") from error
-
-
-def _pad(segment: Tensor, length: int, rng: np.random.Generator) -> Tensor:
-    """Silence around a segment that is too short, split at random."""
-    before = int(rng.integers(length - segment.shape[-1] + 1))
-    return torch.nn.functional.pad(segment, (before, length - segment.shape[-1] - before))
-
-
-def _repeat(segment: Tensor, length: int) -> Tensor:
-    return segment.repeat(-(-length // segment.shape[-1]))[:length]

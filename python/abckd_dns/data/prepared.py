@@ -1,4 +1,4 @@
-"""Mixtures made once and read many times: the command `prepare`, and the dataset that reads what it made.
+"""Examples made once and read many times: the dataset that reads what the command `prepare` made.
 
 A prepared folder has noisy.npy and clean.npy, int16 (count, samples) at 16 kHz, and manifest.json.
 """
@@ -6,55 +6,21 @@ A prepared folder has noisy.npy and clean.npy, int16 (count, samples) at 16 kHz,
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
-import os
-import shutil
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
 from ..constants import SAMPLE_RATE
 from ..errors import InputError
-from ..files import write_json, writing
-from ..options import PrepareOptions, samples
-from .mixtures import Mixtures
 
-_MANIFEST_NAME = "manifest.json"
-_SIDES = ("noisy", "clean")
-_FULL_SCALE = 2**15 - 1
-
-
-def prepare(options: PrepareOptions) -> None:
-    if options.out.exists():
-        raise InputError(f"--out: {options.out} exists; delete it, or choose another folder")
-    length = samples(options.segment_seconds)
-    examples = Mixtures(options, length, options.count, options.seed)
-    unfinished = options.out.with_name(options.out.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    with writing(options.out):
-        unfinished.mkdir(parents=True)
-        # Written, not mapped into memory: a full disk kills a process that writes to a map.
-        with ExitStack() as stack:
-            files = {name: stack.enter_context((unfinished / f"{name}.npy").open("wb")) for name in _SIDES}
-            for file in files.values():
-                header = {"descr": "<i2", "fortran_order": False, "shape": (options.count, length)}
-                np.lib.format.write_array_header_1_0(file, header)
-            batches = DataLoader(examples, batch_size=16, num_workers=options.workers)
-            progress = stack.enter_context(tqdm(total=options.count, desc="prepare", unit="mixture"))
-            for batch in batches:
-                for name, file in files.items():
-                    file.write((batch[name].clamp(-1, 1) * _FULL_SCALE).round().numpy().astype("<i2").tobytes())
-                progress.update(len(batch["noisy"]))
-            for file in files.values():
-                file.flush()
-                os.fsync(file.fileno())
-        write_json(unfinished / _MANIFEST_NAME, {"shape": [options.count, length], "options": options.model_dump()})
-        unfinished.rename(options.out)
+MANIFEST_NAME = "manifest.json"
+SIDES = ("noisy", "clean")
+FULL_SCALE = 2**15 - 1
 
 
 class Prepared(Dataset):
@@ -65,7 +31,7 @@ class Prepared(Dataset):
 
     def __init__(self, folder: Path, length: int, count: int, seed: int) -> None:
         self.length, self.count, self.seed = length, count, seed
-        self._sides = _open(folder)
+        self._sides = open_prepared(folder)
         self.rows, available = self._sides["noisy"].shape
         if length > available:
             raise InputError(
@@ -76,15 +42,21 @@ class Prepared(Dataset):
     def __len__(self) -> int:
         return self.count
 
+    def inventory(self) -> str:
+        """Number and length of what is prepared, and a digest of its first row."""
+        first = hashlib.sha256(np.ascontiguousarray(self._sides["noisy"][0])).hexdigest()
+        return f"{self._sides['noisy'].shape}, {first[:16]}"
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         epoch, position = divmod(index, self.rows)
         row = _order(self.rows, self.seed, epoch)[position]
         room = self._sides["noisy"].shape[1] - self.length
         start = np.random.default_rng((self.seed, index)).integers(room + 1) if room else 0
-        return {
-            name: torch.from_numpy(side[row, start : start + self.length].astype(np.float32)) / _FULL_SCALE
-            for name, side in self._sides.items()
-        }
+        return {name: as_waveform(side[row, start : start + self.length]) for name, side in self._sides.items()}
+
+
+def as_waveform(stored: np.ndarray) -> Tensor:
+    return torch.from_numpy(stored.astype(np.float32)) / FULL_SCALE
 
 
 @functools.lru_cache(maxsize=2)
@@ -92,17 +64,18 @@ def _order(rows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(rows)
 
 
-def _open(folder: Path) -> dict[str, np.ndarray]:
+def open_prepared(folder: Path, argument: str = "--prepared") -> dict[str, np.ndarray]:
+    """Both sides, int16 (count, samples), mapped into memory. Raises InputError that blames `argument`."""
     try:
-        shape = tuple(json.loads((folder / _MANIFEST_NAME).read_text())["shape"])
-        sides = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _SIDES}
+        shape = tuple(json.loads((folder / MANIFEST_NAME).read_text())["shape"])
+        sides = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in SIDES}
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"--prepared: {folder} is not what `abckd-dns prepare` leaves when it has finished: {error}"
+            f"{argument}: {folder} is not what `abckd-dns prepare` leaves when it has finished: {error}"
         ) from error
     for name, side in sides.items():
         if side.shape != shape or side.dtype != np.int16:
             raise InputError(
-                f"--prepared: {folder / name}.npy has {side.dtype} {side.shape}, its manifest says int16 {shape}"
+                f"{argument}: {folder / name}.npy has {side.dtype} {side.shape}, its manifest says int16 {shape}"
             )
     return sides

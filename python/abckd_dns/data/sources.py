@@ -13,15 +13,40 @@ import json
 import os
 import re
 import tarfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from ..errors import InputError
-from ..files import user_cache, write_atomically
+from ..errors import InputError, remark
+from ..files import printable, user_cache, write_atomically
 
-AUDIO_SUFFIXES = frozenset((".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf"))
+WRITABLE = {
+    ".wav": "WAV",
+    ".wave": "WAV",
+    ".flac": "FLAC",
+    ".ogg": "OGG",
+    ".oga": "OGG",
+    ".opus": "OGG",
+    ".mp3": "MP3",
+    ".aif": "AIFF",
+    ".aiff": "AIFF",
+    ".aifc": "AIFF",
+    ".au": "AU",
+    ".snd": "AU",
+    ".w64": "W64",
+    ".rf64": "RF64",
+    ".caf": "CAF",
+    ".sph": "NIST",
+    ".nist": "NIST",
+}
+"""What libsndfile calls the formats that are read and written, by suffix."""
+READ_ONLY = frozenset((".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm", ".mka", ".3gp"))
+"""Suffixes of formats that only FFmpeg reads."""
+AUDIO_SUFFIXES = frozenset(WRITABLE) | READ_ONLY
 
-_LAYOUT_VERSION = 2
+_FORMATS = " ".join(sorted(AUDIO_SUFFIXES))
+_LAYOUT_VERSION = 3
 
 
 class Member(NamedTuple):
@@ -35,16 +60,15 @@ class Member(NamedTuple):
     def __str__(self) -> str:
         return f"{self.shard}/{self.name}"
 
-    def open(self) -> _Window:
-        return _Window(self)
+    def open(self) -> Window:
+        return Window(open(self.shard, "rb", buffering=0), self.offset, self.size)
 
 
-class _Window(io.RawIOBase):
-    """A member as a file of its own; only what is read is taken from the disk."""
+class Window(io.RawIOBase):
+    """`size` bytes of a file from `offset` on, as a file of its own; only what is read is taken from the disk."""
 
-    def __init__(self, member: Member) -> None:
-        self._member, self._position = member, 0
-        self._file = open(member.shard, "rb", buffering=0)  # noqa: SIM115 - closed below
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        self._file, self._offset, self._size, self._position = file, offset, size, 0
 
     def readable(self) -> bool:
         return True
@@ -56,13 +80,13 @@ class _Window(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._member.size}[whence]
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         self._position = max(0, start + offset)
         return self._position
 
     def readinto(self, buffer) -> int:
-        wanted = max(0, min(len(buffer), self._member.size - self._position))
-        self._file.seek(self._member.offset + self._position)
+        wanted = max(0, min(len(buffer), self._size - self._position))
+        self._file.seek(self._offset + self._position)
         count = self._file.readinto(memoryview(buffer)[:wanted])
         self._position += count
         return count
@@ -71,21 +95,26 @@ class _Window(io.RawIOBase):
         self._file.close()
         super().close()
 
-    def __str__(self) -> str:
-        return str(self._member)
 
-
-def find_sources(place: Path, argument: str) -> list[Path | Member]:
-    """Every audio file of `place`, sorted: a folder (of any depth, with links followed), a tar shard, or shards named
-    by a range, as in speech-{000..099}.tar. Raises InputError that blames `argument`.
+def find_sources(places: Path | Sequence[Path], argument: str) -> list[str | Member]:
+    """Every audio file of `places`, each in order: a folder (as `list_audio` lists it, and what is in its tar shards),
+    a tar shard, or shards named by a range, as in speech-{000..099}.tar. Raises InputError that blames `argument`.
     """
-    shards = check_source(place, argument)
-    found = [] if shards else _list_folder(place, argument)
-    found += [member for shard in shards for member in _list_shard(str(shard), argument)]
+    places = [places] if isinstance(places, Path) else places
+    found: list[str | Member] = []
+    seen: set[tuple[int, int]] = set()
+    for place in places:
+        shards = [os.fspath(shard) for shard in check_source(place, argument)]
+        if not shards:
+            listing = _walk(place, argument, seen)
+            listing.remark(argument)
+            found += listing.audio
+            shards = listing.shards
+        members = [member for shard in shards for member in _list_shard(shard, argument)]
+        found += members if len(shards) == 1 else sorted(members)
     if not found:
-        raise InputError(
-            f"{argument}: {place} has no audio file ({' '.join(sorted(AUDIO_SUFFIXES))}), in no .tar either"
-        )
+        where = " and ".join(printable(place) for place in places)
+        raise InputError(f"{argument}: {where} has no audio file ({_FORMATS}), in no .tar either")
     return found
 
 
@@ -95,21 +124,28 @@ def check_source(place: Path, argument: str) -> list[Path]:
     if len(shards) == 1 and place.is_dir():
         return []
     if not all(shard.suffix == ".tar" for shard in shards):
-        raise InputError(f"{argument}: expected a folder of audio files or .tar shards, but {place} is not a folder")
+        raise InputError(
+            f"{argument}: expected a folder of audio files or .tar shards, but {printable(place)} is not a folder"
+        )
     for shard in shards:
         if not shard.is_file():
-            raise InputError(f"{argument}: the shard {shard} does not exist")
+            raise InputError(f"{argument}: the shard {printable(shard)} does not exist")
     return shards
 
 
-def list_audio(folder: Path, argument: str) -> list[Path]:
-    """Every audio file below `folder`, sorted; links are followed. Raises InputError that blames `argument`."""
+def list_audio(folder: Path, argument: str, leave_out: Path | None = None) -> list[str]:
+    """Every audio file below `folder`, sorted; links are followed, each folder once. Hidden files, hidden folders and
+    the folder `leave_out` are passed over. Raises InputError that blames `argument`."""
     if not folder.is_dir():
-        raise InputError(f"{argument}: expected a folder of audio files, but {folder} is not a folder")
-    files, _ = _walk(folder, argument)
-    if not files:
-        raise InputError(f"{argument}: {folder} has no audio file ({' '.join(sorted(AUDIO_SUFFIXES))})")
-    return files
+        raise InputError(f"{argument}: expected a folder of audio files, but {printable(folder)} is not a folder")
+    seen = set()
+    if leave_out is not None and leave_out.is_dir() and not leave_out.samefile(folder):
+        seen.add(_identity(os.stat(leave_out)))
+    listing = _walk(folder, argument, seen)
+    if not listing.audio:
+        raise InputError(f"{argument}: {printable(folder)} has no audio file ({_FORMATS}){listing.others()}")
+    listing.remark(argument)
+    return listing.audio
 
 
 def _expand(place: Path) -> list[Path]:
@@ -120,34 +156,71 @@ def _expand(place: Path) -> list[Path]:
     return [Path(f"{before}{number:0{len(low)}}{after}") for number in range(int(low), int(high) + 1)]
 
 
-def _list_folder(root: Path, argument: str) -> list[Path | Member]:
-    files, shards = _walk(root, argument)
-    return [*files, *sorted(member for shard in shards for member in _list_shard(str(shard), argument))]
+class _Listing(NamedTuple):
+    """What lies below a folder: audio files and tar archives, each sorted, and how many files of every other suffix."""
+
+    folder: str
+    audio: list[str]
+    shards: list[str]
+    other: Counter[str]
+
+    def others(self) -> str:
+        if not self.other:
+            return ""
+        named = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in self.other.most_common(6))
+        more = f" and {len(self.other) - 6} more formats" if len(self.other) > 6 else ""
+        return f"; passed over: {named}{more}"
+
+    def remark(self, argument: str) -> None:
+        if self.other:
+            count = len(self.audio) + len(self.shards)
+            remark(f"{argument}: {count} files in {printable(self.folder)}{self.others()}")
 
 
-def _walk(root: Path, argument: str) -> tuple[list[Path], list[Path]]:
-    """The audio files and the tar archives below `root`, each sorted."""
-    files, shards = [], []
-    pending, seen = [str(root)], set()
-    while pending:
-        path = pending.pop()
+def _walk(root: Path, argument: str, seen: set[tuple[int, int]]) -> _Listing:
+    """Below `root`, without what is hidden and the folders in `seen`, to which those that are found are added."""
+    listing = _Listing(os.fspath(root), [], [], Counter())
+    # A folder is listed under its own name before any link to it, on whatever order the disk has them.
+    pending, links = [listing.folder], []
+    while pending or links:
+        path = pending.pop() if pending else links.pop(0)
         try:
-            status = os.stat(path)
-            if (status.st_dev, status.st_ino) in seen:  # a link back up
+            identity = _identity(os.stat(path))
+            if identity in seen:
                 continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    suffix = os.path.splitext(entry.name)[1].lower()
-                    if entry.is_dir():
-                        pending.append(entry.path)
-                    elif suffix in AUDIO_SUFFIXES:
-                        files.append(Path(path, entry.name))
-                    elif suffix == ".tar":
-                        shards.append(Path(path, entry.name))
+            seen.add(identity)
+            _list(path, listing, pending, links)
         except OSError as error:
-            raise InputError(f"{argument}: cannot list {path}: {error}") from error
-    return sorted(files), sorted(shards)
+            if path == listing.folder:
+                raise InputError(f"{argument}: cannot list {printable(path)}: {error}") from error
+            remark(f"{argument}: passed over {printable(path)}, which cannot be listed: {error.strerror}")
+        if not pending:
+            links.sort()
+    for files in (listing.audio, listing.shards):
+        files.sort(key=lambda name: name.replace(os.sep, "\0"))  # folder by folder
+    return listing
+
+
+def _list(path: str, listing: _Listing, pending: list[str], links: list[str]) -> None:
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if entry.is_dir():
+                (links if entry.is_symlink() else pending).append(entry.path)
+            elif not (entry.is_file() or entry.is_symlink()):  # a pipe would be waited for; a broken link is an error
+                listing.other["no file"] += 1
+            elif suffix in AUDIO_SUFFIXES:
+                listing.audio.append(entry.path)
+            elif suffix == ".tar":
+                listing.shards.append(entry.path)
+            else:
+                listing.other[suffix] += 1
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _list_shard(shard: str, argument: str) -> list[Member]:
@@ -180,7 +253,12 @@ def _read_shard(shard: str, argument: str) -> list[Member]:
             return [
                 Member(shard, member.name, member.offset_data, member.size)
                 for member in archive
-                if member.isfile() and os.path.splitext(member.name)[1].lower() in AUDIO_SUFFIXES
+                if member.isfile() and _is_audio(member.name)
             ]
     except (tarfile.TarError, OSError) as error:
         raise InputError(f"{argument}: {shard} is not a whole, uncompressed tar archive: {error}") from error
+
+
+def _is_audio(name: str) -> bool:
+    base = os.path.basename(name)
+    return not base.startswith(".") and os.path.splitext(base)[1].lower() in AUDIO_SUFFIXES

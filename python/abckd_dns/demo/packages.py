@@ -28,7 +28,8 @@ import torch
 from tqdm import tqdm
 
 from ..constants import SAMPLE_RATE
-from ..data.audio import read_speech, resample
+from ..data.audio import read_speech
+from ..data.resampling import resample
 from ..errors import InputError
 from ..files import user_cache
 

@@ -9,11 +9,12 @@ import time
 import torch
 
 from ..constants import SAMPLE_RATE
-from ..data.audio import read_speech, write
+from ..data.audio import read_speech
 from ..data.mixtures import Mixtures
+from ..data.writing import write
 from ..errors import InputError
 from ..evaluation.compare import evaluate
-from ..evaluation.enhance import denoise_file
+from ..evaluation.denoise import denoise_file
 from ..network.load import load_network
 from ..options import DemoOptions, DistillOptions, EvaluateOptions, MixtureOptions, TrainOptions
 from ..training.distillation import distill

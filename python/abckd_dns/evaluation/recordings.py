@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data.audio import read_header, read_speech
+from ..constants import SAMPLE_RATE
+from ..data.audio import Header, read_header, read_speech
+from ..data.pairs import find_pairs, relative_name
 from ..data.sources import list_audio
 from ..errors import InputError
+from ..files import printable
 
 
 class Recordings(Dataset):
     """The recordings of a folder: {"noisy": (N,)}."""
 
     def __init__(self, folder: Path, argument: str) -> None:
-        self.folder, self.argument = folder, argument
         self.noisy = list_audio(folder, argument)
-        for path in self.noisy:
-            self._check_length(path)
-
-    def _check_length(self, path: Path) -> None:
-        if not read_header(path).length:
-            raise InputError(f"{self.argument}: {path} has no samples")
+        self._names = [relative_name(path, folder) for path in self.noisy]
 
     def __len__(self) -> int:
         return len(self.noisy)
@@ -33,62 +29,51 @@ class Recordings(Dataset):
         return {"noisy": read_speech(self.noisy[index])}
 
     def name(self, index: int) -> str:
-        return self.noisy[index].relative_to(self.folder).with_suffix("").as_posix()
+        return self._names[index]
+
+    def files(self) -> list[str]:
+        """Everything that is read."""
+        return self.noisy
 
 
 class Pairs(Recordings):
-    """The recordings of a folder whose clean counterparts lie in a folder beside it:
-    {"noisy": (N,), "clean": (N,)}."""
+    """The recordings of a folder whose clean counterparts lie in a folder beside it, as `find_pairs` finds them:
+    {"noisy": (N,), "clean": (N,)}. With `cut` the longer of two ends with the shorter."""
 
-    _SUFFIXES = ("", "_testset_wav")  # the first is also what the DNS Challenge has, with other names of files
-
-    def __init__(self, folder: Path, argument: str = "--pairs") -> None:
-        if not folder.is_dir():
-            raise InputError(f"{argument}: expected a folder of pairs, but {folder} is not a folder")
-        for suffix in self._SUFFIXES:
-            noisy, clean = folder / f"noisy{suffix}", folder / f"clean{suffix}"
-            if noisy.is_dir() and clean.is_dir():
-                break
-        else:
-            expected = " or ".join(f"noisy{suffix}/ and clean{suffix}/" for suffix in self._SUFFIXES)
-            found = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
-            raise InputError(f"{argument}: expected {expected} in {folder}, found {found}")
-        super().__init__(noisy, argument)
-        self.clean = self._match(list_audio(clean, argument), clean)
-        for pair in zip(self.noisy, self.clean, strict=True):
-            self._check_pair(*pair)
-
-    def _match(self, clean: list[Path], folder: Path) -> list[Path]:
-        """The clean file of every noisy one."""
-        left = set(clean)
-        matched, lonely = [], []
-        for path in self.noisy:
-            candidates = [folder / path.relative_to(self.folder)]
-            if number := re.search(r"_fileid_(\d+)$", path.stem):
-                candidates.append(candidates[0].with_name(f"clean_fileid_{number[1]}{path.suffix}"))
-            found = [candidate for candidate in candidates if candidate in left]
-            matched += found[:1]
-            lonely += [path] * (not found)
-        lonely += sorted(left - set(matched))
-        if lonely:
-            raise InputError(
-                f"{self.argument}: {len(lonely)} of {len(self.noisy) + len(clean)} files in {self.folder} and "
-                f"{folder} have no counterpart in the other folder, first {lonely[0]}"
-            )
-        return matched
-
-    def _check_pair(self, noisy: Path, clean: Path) -> None:
-        a, b = read_header(noisy), read_header(clean)
-        for what, of_noisy, of_clean in (
-            ("a sample rate of {} Hz", a.rate, b.rate),
-            ("{} channels", a.channels, b.channels),
-            ("{} samples", a.length, b.length),
-        ):
-            if of_noisy != of_clean:
-                raise InputError(
-                    f"{self.argument}: {noisy} has {what.format(of_noisy)}, but its clean file {clean} has "
-                    f"{what.format(of_clean)}"
-                )
+    def __init__(
+        self, folder: Path, argument: str = "--pairs", sides: tuple[str, str] | None = None, cut: bool = False
+    ) -> None:
+        pairs = find_pairs(folder, argument, sides)
+        self._names, self.noisy, self.clean = (list(values) for values in zip(*pairs, strict=True))
+        self.argument, self.cut = argument, cut
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return super().__getitem__(index) | {"clean": read_speech(self.clean[index])}
+        """Raises InputError if the two do not belong together."""
+        noisy, clean = self.noisy[index], self.clean[index]
+        for what, of_noisy, of_clean in _differences(read_header(noisy), read_header(clean)):
+            self._refuse(index, what.format(of_noisy), what.format(of_clean))
+        sides = {"noisy": read_speech(noisy), "clean": read_speech(clean)}
+        lengths = [len(side) for side in sides.values()]
+        if self.cut:
+            return {name: side[: min(lengths)] for name, side in sides.items()}
+        if lengths[0] != lengths[1]:
+            self._refuse(index, *(f"{length / SAMPLE_RATE:.4f} s" for length in lengths), hint="; see --cut")
+        return sides
+
+    def _refuse(self, index: int, of_noisy: str, of_clean: str, hint: str = "") -> None:
+        raise InputError(
+            f"{self.argument}: {printable(self.noisy[index])} has {of_noisy}, but its clean file "
+            f"{printable(self.clean[index])} has {of_clean}{hint}"
+        )
+
+    def files(self) -> list[str]:
+        return [*self.noisy, *self.clean]
+
+
+def _differences(noisy: Header, clean: Header) -> list[tuple[str, int, int]]:
+    """What must not differ and does."""
+    found = [
+        ("a sample rate of {} Hz", noisy.rate, clean.rate),
+        ("{} channels", noisy.channels, clean.channels),
+    ]
+    return [difference for difference in found if difference[1] != difference[2]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -10,22 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .config import DenoiserConfig
-from .stft import BINS, Stft, compress
+from .dual_path import DualPath
+from .masking import MaskNetwork, Run, call
+from .stft import BINS
 
 _KERNEL = (2, 3)  # frames x bins: the current frame and the one before it
 _PAST = _KERNEL[0] - 1  # frames that a convolution remembers
 
 
-def _call(module: nn.Module, x: Tensor) -> Tensor:
-    return module(x)
-
-
-class Denoiser(nn.Module):
-    """Noisy waveform (B, N) at 16 kHz to enhanced waveform (B, N).
-
-    Causal: sample n of the output depends on no sample after n + N_FFT. All features are (B, C, T, F);
-    those of `encoder.0`, `encoder.1`, ..., `bottleneck`, `decoder.0`, ... can be distilled by these names.
-    """
+class Denoiser(MaskNetwork):
+    """Its layers are `encoder.0`, `encoder.1`, ..., `bottleneck`, `decoder.0`, ..."""
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
@@ -34,9 +27,11 @@ class Denoiser(nn.Module):
         bins = [BINS]
         for _ in channels:
             bins.append((bins[-1] + 1) // 2)
-        self.stft = Stft()
         self.encoder = nn.ModuleList(EncoderStage(source, target) for source, target in pairwise((3, *channels)))
-        self.bottleneck = Recurrence(channels[-1], bins[-1], config.recurrent_size)
+        if config.dual_path:
+            self.bottleneck = DualPath(channels[-1], bins[-1], config.recurrent_size, config.dual_path)
+        else:
+            self.bottleneck = Recurrence(channels[-1], bins[-1], config.recurrent_size)
         # Skip connections are added, not concatenated: half the work for the decoder.
         self.skips = nn.ModuleList(nn.Conv2d(count, count, 1) for count in channels[::-1])
         self.decoder = nn.ModuleList(DecoderStage(source, target) for source, target in pairwise(channels[::-1]))
@@ -47,7 +42,6 @@ class Denoiser(nn.Module):
 
     @property
     def distillation_layers(self) -> tuple[str, ...]:
-        """The layers that are distilled unless the user names others."""
         last = len(self.config.channels) - 1
         return (
             *(f"encoder.{i}" for i in range(last + 1)),
@@ -55,17 +49,7 @@ class Denoiser(nn.Module):
             *(f"decoder.{i}" for i in range(last)),
         )
 
-    def forward(self, waveform: Tensor) -> Tensor:
-        spectrum = self.stft(waveform)
-        mask = self.estimate_mask(torch.stack(compress(spectrum), dim=1))
-        enhanced = spectrum * torch.complex(mask[:, 0], mask[:, 1])
-        return self.stft.inverse(enhanced, waveform.shape[-1])
-
-    def estimate_mask(self, x: Tensor, run: Callable[[nn.Module, Tensor], Tensor] = _call) -> Tensor:
-        """Compressed spectra (B, 3, T, BINS) to the complex mask (B, 2, T, BINS), real part before imaginary part.
-
-        `run` applies one of the `stages` to its input; they alone relate one frame to another.
-        """
+    def estimate_mask(self, x: Tensor, run: Run = call) -> Tensor:
         encoded = []
         for stage in self.encoder:
             x = run(stage, x)
@@ -77,10 +61,6 @@ class Denoiser(nn.Module):
 
     @property
     def stages(self) -> dict[str, nn.Module]:
-        """The parts that relate frames to each other, by name, in the order in which they run.
-
-        Each has, besides forward over all frames at once, `step(x, past)` -> (output, past) over the next ones.
-        """
         return {name: self.get_submodule(name) for name in (*self.distillation_layers, "mask")}
 
 

@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..constants import SAMPLE_RATE
 from ..options import DescribeOptions
-from .denoiser import Denoiser
 from .device import one_thread, processor_name
 from .load import load_network
+from .masking import MaskNetwork
 from .stft import HOP
 from .streaming import LATENCY, StreamingDenoiser
 
@@ -29,14 +29,14 @@ def describe(options: DescribeOptions) -> None:
     print(f"parameters        {parameters:,}")
     print(f"MACs              {macs_per_second(network) / 1e6:,.1f} M per second of sound")
     print("                  (of convolutions, linear and recurrent layers; not of STFT, normalisation, activations)")
-    if isinstance(network, Denoiser):
+    if isinstance(network, MaskNetwork):
         print(f"latency           {1000 * LATENCY / SAMPLE_RATE:g} ms ({LATENCY} samples), and the time of a step")
     else:
         print("latency           unknown, as it is no network of this package")
     print(f"real-time factor  on one thread of {processor_name()}:")
     with one_thread():
         print(f"                  {_time_at_once(network, noisy) / _SECONDS:.4f} at once")
-        if isinstance(network, Denoiser):
+        if isinstance(network, MaskNetwork):
             times, available = _times_of_steps(StreamingDenoiser(network), noisy), HOP / SAMPLE_RATE
             print(
                 f"                  {np.median(times) / available:.4f} step by step: {1e3 * np.median(times):.2f} ms "

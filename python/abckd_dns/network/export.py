@@ -1,13 +1,11 @@
-"""The command `export`: the step of a `StreamingDenoiser` as an ONNX model."""
+"""The step of a `StreamingDenoiser` as an ONNX model."""
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,24 +16,32 @@ from ..constants import SAMPLE_RATE
 from ..errors import InputError
 from ..files import make_parent, write_atomically
 from ..options import ExportOptions
-from .load import load_network
+from .load import described, load_network
 from .stft import HOP
 from .streaming import DELAY, LATENCY, State, Step, StreamingDenoiser, enhance_by_steps, streaming
+
+_IR_VERSION = 10
+"""Of the file: what onnxruntime 1.18 reads, and every later one."""
 
 TOLERANCE = 1e-5
 """What a sample may differ between onnxruntime and torch; full scale is 1."""
 
 
-def export(options: ExportOptions) -> None:
+def check_installed(options: ExportOptions) -> None:
+    """Raise InputError where a package is missing, or the output is no model."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise InputError(f"export needs {', '.join(missing)}: pip install 'abckd-kernels[export]'")
     if options.output.suffix != ".onnx":
         raise InputError(f"--output: expected a file *.onnx, got {options.output}")
+
+
+def export_onnx(options: ExportOptions) -> None:
+    """The model, if onnxruntime computes the same with it as torch. Raises InputError."""
     denoiser = streaming(load_network(options.checkpoint, "--checkpoint"), "--checkpoint")
 
     def write(unfinished: Path) -> None:
-        write_onnx(denoiser, unfinished)
+        write_onnx(denoiser, unfinished, options.opset)
         difference = _difference(denoiser, unfinished)
         if not difference <= TOLERANCE:
             raise InputError(
@@ -49,8 +55,11 @@ def export(options: ExportOptions) -> None:
     print(f"written: {options.output} ({options.output.stat().st_size / 2**20:.1f} MiB)")
 
 
-def write_onnx(denoiser: StreamingDenoiser, path: Path) -> None:
-    """Inputs samples (batch, HOP) and state.NAME, outputs enhanced (batch, HOP) and next.NAME."""
+def write_onnx(denoiser: StreamingDenoiser, path: Path, opset: int = 18) -> None:
+    """Inputs samples (batch, HOP) and state.NAME, outputs enhanced (batch, HOP) and next.NAME.
+
+    Raises InputError if torch cannot write this version of the operators.
+    """
     state = denoiser.initial_state(batch=2)  # an axis of size 1 would be taken for a constant
     batch = {0: torch.export.Dim("batch")}
     with _quiet():
@@ -61,11 +70,16 @@ def write_onnx(denoiser: StreamingDenoiser, path: Path) -> None:
             output_names=["enhanced", *(f"next.{name}" for name in state)],
             dynamic_shapes={"samples": batch, "state": dict.fromkeys(state, batch)},
             dynamo=True,
+            opset_version=opset,
             verbose=False,
         )
+    found = program.model.opset_imports[""]
+    if found != opset:
+        raise InputError(f"--opset {opset}: this network can be written in opset {found}, not in {opset}")
+    program.model.ir_version = _IR_VERSION
     samples = {"sample_rate": SAMPLE_RATE, "hop": HOP, "delay": DELAY, "latency": LATENCY}
     program.model.metadata_props.update({name: str(value) for name, value in samples.items()})
-    program.model.metadata_props["denoiser"] = json.dumps(asdict(denoiser.denoiser.config))
+    program.model.metadata_props.update(described(denoiser.denoiser))
     program.save(path, external_data=False)
 
 

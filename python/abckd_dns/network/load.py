@@ -12,6 +12,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -21,8 +22,10 @@ from torch import Tensor, nn
 from ..constants import SAMPLE_RATE
 from ..errors import InputError
 from ..files import write_atomically
-from .config import PRESETS, DenoiserConfig
+from .config import PRESETS, DenoiserConfig, GtcrnConfig
 from .denoiser import Denoiser
+from .gtcrn import Gtcrn
+from .masking import MaskNetwork
 from .names import parse_name
 
 
@@ -35,17 +38,50 @@ def load_network(name: str, argument: str, *, new: bool = False) -> nn.Module:
             _load_weights(network, found.checkpoint, argument)
         return network
     if found.preset is not None:
-        return Denoiser(PRESETS[found.preset])
+        return make(PRESETS[found.preset])
     path = found.checkpoint
     metadata = _read_metadata(path, argument)
-    if "denoiser" not in metadata:
+    kind = next((kind for kind in FAMILIES if kind in metadata), None)
+    if kind is None:
         raise InputError(
             f"{argument}: {path} has the weights of {metadata.get('class', 'an unknown network')}, not of a "
             f"network of this package; write package.module:factory@{name}"
         )
-    config = json.loads(metadata["denoiser"])
-    network = Denoiser(DenoiserConfig(**{**config, "channels": tuple(config["channels"])}))
+    config = json.loads(metadata[kind])
+    config = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    network = make(FAMILIES[kind][0](**config))
     _load_weights(network, path, argument)
+    return network
+
+
+FAMILIES: dict[str, tuple[type, type[MaskNetwork]]] = {
+    "denoiser": (DenoiserConfig, Denoiser),
+    "gtcrn": (GtcrnConfig, Gtcrn),
+}
+"""The networks of this package, by what their checkpoints call their configuration."""
+
+
+def make(config: Any) -> MaskNetwork:
+    """A new network of this package."""
+    (network,) = (network for kind, network in FAMILIES.values() if kind is type(config))
+    return network(config)
+
+
+def described(network: MaskNetwork) -> dict[str, str]:
+    """Its configuration, for the metadata of files."""
+    (kind,) = (kind for kind, (config, _) in FAMILIES.items() if config is type(network.config))
+    return {kind: json.dumps(asdict(network.config))}
+
+
+def new_network(name: str | None, argument: str, default: str, init: Path | None) -> nn.Module:
+    """A network to be trained: the one that `name` names, or that of the checkpoint `init`, or `default`. With both
+    `name` and `init` it has the weights of the checkpoint."""
+    if init is None:
+        return load_network(default if name is None else name, argument, new=True)
+    if name is None:
+        return load_network(str(init), "--init")
+    network = load_network(name, argument, new=True)
+    _load_weights(network, parse_name(str(init), "--init").checkpoint, "--init")
     return network
 
 
@@ -59,8 +95,8 @@ def to_channels_last(network: nn.Module) -> None:
 def save_checkpoint(path: Path, network: nn.Module) -> None:
     """After a crash, at any moment, `path` holds the weights before or these."""
     metadata = {"class": f"{type(network).__module__}.{type(network).__qualname__}"}
-    if isinstance(network, Denoiser):
-        metadata["denoiser"] = json.dumps(asdict(network.config))
+    if isinstance(network, MaskNetwork):
+        metadata |= described(network)
     write_atomically(path, lambda unfinished: safetensors.torch.save_model(network, str(unfinished), metadata))
 
 

@@ -1,7 +1,7 @@
 """How networks are named on a command line.
 
 A name is
-    teacher, student                  a preset of this package, with fresh weights: only where a new network will do
+    teacher, student, gtcrn, dpcrn    a preset of this package, with fresh weights: only where a new network will do
     package.module:factory            what factory(), without arguments, returns
     path                              a checkpoint of a network of this package: a file, or a run's folder
     package.module:factory@path       the factory's network with the weights of a checkpoint
@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 from ..errors import InputError
 from .config import PRESETS
+
+RIVALS = ("nsnet2", "gtcrn", "dtln", "dfn3")
+"""Public denoisers, as rivals.denoisers.RIVALS has them."""
 
 CHECKPOINT_NAME = "model.safetensors"
 
@@ -41,6 +44,13 @@ def parse_name(name: str, argument: str, *, new: bool = False) -> NetworkName:
     if new and name in PRESETS:
         return NetworkName(preset=name)
     return NetworkName(checkpoint=_find_checkpoint(name, argument))
+
+
+def is_foreign(name: str, argument: str) -> bool:
+    """Whether a teacher is a public denoiser or an ONNX model. Raises InputError if the model does not exist."""
+    if name.endswith(".onnx") and not Path(name).is_file():
+        raise InputError(f"{argument}: the model {name} does not exist")
+    return name in RIVALS or name.endswith(".onnx")
 
 
 def _find_checkpoint(name: str, argument: str) -> Path:

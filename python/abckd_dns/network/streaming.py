@@ -1,4 +1,4 @@
-"""Noise suppression step by step: what a device does with a `Denoiser` while sound comes in."""
+"""Noise suppression step by step: what a device does with a network of this package while sound comes in."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import InputError
-from .denoiser import Denoiser
-from .stft import HOP, N_FFT, FrameTransform, compress_parts, envelope
+from .masking import MaskNetwork
+from .stft import HOP, N_FFT, FrameTransform, compress, compress_parts, envelope
 
 State = dict[str, Tensor]  # by name, what one step leaves for the next
 Step = Callable[[Tensor, State], tuple[Tensor, State]]
@@ -24,17 +24,18 @@ time that a step takes comes on top."""
 
 
 class StreamingDenoiser(nn.Module):
-    """A `Denoiser`, with its own layers and weights and in eval mode, that takes HOP samples at a time.
+    """A `MaskNetwork`, with its own layers and weights and in eval mode, that takes HOP samples at a time.
 
-    `step` is pure: real tensors in and out. Its output lies DELAY samples behind its input, so that the first
-    step returns what comes before the beginning, and `flush` what is left at the end. As a module it takes whole
-    waveforms (B, N), as the `Denoiser` does, and gives the same.
+    `step` is pure: real tensors in and out; `steps` does several at once. Their output lies DELAY samples behind the
+    input, so that the first step returns what comes before the beginning, and `flush` what is left at the end. As a
+    module it takes whole waveforms (B, N), as the network does, and gives the same.
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: MaskNetwork) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.transform = FrameTransform().to(next(denoiser.parameters()).device)
+        self.transform = FrameTransform().to(device := next(denoiser.parameters()).device)
+        self.register_buffer("_window", envelope().sqrt().to(device), persistent=False)
         self._names = {stage: name for name, stage in denoiser.stages.items()}
         self.eval()
 
@@ -67,6 +68,24 @@ class StreamingDenoiser(nn.Module):
         following["overlap"] = frame[:, HOP:]
         return state["overlap"] + frame[:, :HOP], following
 
+    def steps(self, samples: Tensor, state: State) -> tuple[Tensor, State]:
+        """As `step`, of noisy samples (B, k HOP) to as many enhanced ones: what k steps do, at once."""
+        sound = torch.cat((state["samples"], samples), dim=1)
+        following = {"samples": sound[:, -HOP:].clone()}
+
+        def run(stage: nn.Module, x: Tensor) -> Tensor:
+            name = self._names[stage]
+            x, following[name] = stage.step(x, state.get(name))
+            return x
+
+        spectrum = torch.fft.rfft(sound.unfold(1, N_FFT, HOP) * self._window)
+        mask = self.denoiser.estimate_mask(torch.stack(compress(spectrum), dim=1), run)
+        masked = spectrum * torch.complex(mask[:, 0], mask[:, 1])
+        first, second = (torch.fft.irfft(masked) * self._window).split(HOP, dim=-1)
+        overlaps = torch.cat((state["overlap"][:, None], second), dim=1)
+        following["overlap"] = overlaps[:, -1].clone()
+        return (first + overlaps[:, :-1]).flatten(1), following
+
 
 def flush(step: Step, rest: Tensor, state: State) -> Tensor:
     """The end of a sound: its last samples (B, n), n < HOP, and the state before them, to what no step has
@@ -79,7 +98,7 @@ def flush(step: Step, rest: Tensor, state: State) -> Tensor:
 
 
 def enhance_by_steps(step: Step, state: State, noisy: Tensor) -> Tensor:
-    """Noisy waveforms (B, N) to enhanced waveforms (B, N), as the `Denoiser` does it at once.
+    """Noisy waveforms (B, N) to enhanced waveforms (B, N), as the network does it at once.
 
     `step` is that of a `StreamingDenoiser`, or what was exported from it; `state` is its initial state.
     """
@@ -94,8 +113,6 @@ def enhance_by_steps(step: Step, state: State, noisy: Tensor) -> Tensor:
 
 def streaming(network: nn.Module, argument: str) -> StreamingDenoiser:
     """`network` step by step. Raises InputError that blames `argument` if that is not possible."""
-    if not isinstance(network, Denoiser):
-        raise InputError(
-            f"{argument}: only networks of this package (Denoiser) run step by step, not {type(network).__name__}"
-        )
+    if not isinstance(network, MaskNetwork):
+        raise InputError(f"{argument}: only networks of this package run step by step, not {type(network).__name__}")
     return StreamingDenoiser(network)

@@ -25,18 +25,20 @@ from accelerate.utils import set_seed
 from filelock import FileLock
 from torch.utils.data import DataLoader
 
+from ..data.examples import labelled_examples
 from ..data.mixtures import Mixtures
-from ..data.prepared import prepare
+from ..data.preparing import prepare
 from ..errors import InputError
 from ..evaluation.compare import evaluate
 from ..evaluation.enhance import enhance
-from ..evaluation.scores import UNPROCESSED
+from ..evaluation.systems import UNPROCESSED
 from ..network.load import load_network
 from ..options import DistillOptions, EvaluateOptions, MixtureOptions, PrepareOptions, TrainOptions, samples
+from ..training.batches import example_count
 from ..training.distillation import Distillation, distill
 from ..training.kd import build, parse
 from ..training.objective import SpeechLoss
-from ..training.supervised import labelled_examples, train
+from ..training.supervised import train
 from .config import Config, load
 from .data import data_folder
 from .runs import NOISY, TEACHER, Run, dry_file, mixtures_folder, scores_file, unit_file, unit_runs
@@ -143,7 +145,8 @@ def _measure_unit(config: Config, run: Run, batches: int = 8) -> None:
     system = Distillation(student, teacher.requires_grad_(False), losses, options.label_free).train()
     parameters = list(student.parameters())
     squares = {"speech": 0.0, "kd": 0.0}
-    loader = DataLoader(labelled_examples(options), options.batch_size)
+    examples = labelled_examples(options, options.segment_length, example_count(options))
+    loader = DataLoader(examples, options.batch_size)
     for batch in itertools.islice(loader, batches):
         outputs = system(batch)
         terms = {"speech": outputs["speech"], "kd": outputs["loss"] - outputs["speech"]}

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..evaluation.scores import UNPROCESSED
+from ..evaluation.systems import UNPROCESSED
 from ..markdown import table
 from .config import Config, Regime
 from .results import (

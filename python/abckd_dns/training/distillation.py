@@ -13,9 +13,11 @@ from torch.utils.data import Dataset
 from abckd_kernels import Distiller
 from abckd_kernels.distill import DistillerOutput
 
+from ..data.examples import augmented, labelled_examples
 from ..data.mixtures import NoisySpeech, PartlyLabelled
 from ..errors import InputError
-from ..network.load import load_network, to_channels_last
+from ..network.load import load_network, new_network, to_channels_last
+from ..network.names import is_foreign
 from ..options import DistillOptions
 from .attention import recorded_attention
 from .batches import example_count
@@ -23,7 +25,7 @@ from .kd import RESPONSE, Loss, SeveralLosses, build, parse
 from .loop import fit
 from .objective import SpeechLoss
 from .runs import is_done
-from .supervised import Supervised, labelled_examples
+from .supervised import Supervised
 
 
 def distill(options: DistillOptions) -> None:
@@ -33,10 +35,16 @@ def distill(options: DistillOptions) -> None:
     if not specifications and options.label_free:
         raise InputError("--loss none with --label-free leaves nothing to learn from; choose abc or response, say")
     set_seed(options.seed)
-    student = load_network(options.student, "--student", new=True)
-    teacher = load_network(options.teacher, "--teacher").requires_grad_(False).eval()
+    student = new_network(options.student, "--student", "student", options.init)
+    if is_foreign(options.teacher, "--teacher"):
+        from ..rivals.teachers import load_teacher  # needs onnxruntime
+
+        teacher = load_teacher(options.teacher, options.teacher_layers)
+    else:
+        teacher = load_network(options.teacher, "--teacher")
+    teacher.requires_grad_(False).eval()
     to_channels_last(teacher)  # on a CPU its pass takes a fifth to a third less; a student's step does not
-    examples = _examples(options)
+    examples = augmented(_examples(options), options)
     if not specifications and options.noisy is None:
         fit(Supervised(student), examples, options)
         return
@@ -44,7 +52,7 @@ def distill(options: DistillOptions) -> None:
     for loss in losses:
         if loss.needs_clean and (options.label_free or options.noisy is not None):
             raise InputError(f"--loss {loss.label}: compares with clean speech, which --label-free and --noisy lack")
-    system = Distillation(student, teacher, losses, options.label_free, options.kd_warmup)
+    system = Distillation(student, teacher, losses, options.label_free, options.kd_warmup * options.accumulate)
     draw = None
     if system.tapped is not None:
         layers = dict(student_layers=system.tapped.student_layers, teacher_layers=system.tapped.teacher_layers)
@@ -53,18 +61,22 @@ def distill(options: DistillOptions) -> None:
 
 
 def _examples(options: DistillOptions) -> Dataset:
+    length, count = options.segment_length, example_count(options)
+    is_labelled = any(getattr(options, name) is not None for name in ("prepared", "clean", "pairs"))
     if options.noisy is None:
-        if options.label_free and options.prepared is None and options.clean is None:
-            raise InputError("--label-free: nothing to learn from; give --noisy, or --clean and --noise, or --prepared")
-        return labelled_examples(options)
-    unlabelled = NoisySpeech(
-        options.noisy, options.segment_length, example_count(options), options.seed, options.max_corrupt
-    )
+        if options.label_free and not is_labelled:
+            raise InputError(
+                "--label-free: nothing to learn from; give --noisy, or --clean and --noise, or --pairs, or --prepared"
+            )
+        return labelled_examples(options, length, count)
+    unlabelled = NoisySpeech(options.noisy, length, count, options.seed, options.max_corrupt)
     if options.label_free:
         return unlabelled
-    if options.prepared is None and options.clean is None:
-        raise InputError("--noisy has no clean speech to learn from: add --label-free, or give --clean and --noise")
-    return PartlyLabelled(labelled_examples(options), unlabelled, options.noisy_fraction)
+    if not is_labelled:
+        raise InputError(
+            "--noisy has no clean speech to learn from: add --label-free, or give --clean and --noise, or --pairs"
+        )
+    return PartlyLabelled(labelled_examples(options, length, count), unlabelled, options.noisy_fraction)
 
 
 class Distillation(nn.Module):
@@ -73,6 +85,7 @@ class Distillation(nn.Module):
     def __init__(
         self, student: nn.Module, teacher: nn.Module, losses: Sequence[Loss], label_free: bool, warm_up: int = 0
     ) -> None:
+        """warm_up: batches in which the weights of the losses rise from 0."""
         super().__init__()
         on_features = [loss for loss in losses if loss.student_layers]
         self._on_outputs = [loss for loss in losses if not loss.student_layers]

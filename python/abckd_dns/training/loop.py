@@ -10,25 +10,28 @@ from __future__ import annotations
 import math
 import signal
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
+from ..data.examples import inventory
 from ..errors import InputError
 from ..files import write_json, writing
 from ..network.load import save_checkpoint, to_channels_last
 from ..network.names import CHECKPOINT_NAME
 from ..options import TrainingOptions
-from .batches import loader
-from .log import DrawAttention, Log
+from .averaging import Average
+from .batches import loader, steps_of
+from .log import DrawAttention, Log, Progress, closing_words
 from .processes import accelerator_for, in_any_process
-from .runs import CONFIG_NAME, FINISHED_NAME
+from .runs import BEST_NAME, CONFIG_NAME, FINISHED_NAME, check_same_data, is_finished
 from .safeguards import Interruption, StepGuard, give_up
 from .states import States, learned_state, load_learned_state, random_state, set_random_state
+from .validation import Validation
 
 
 def fit(
@@ -51,8 +54,11 @@ class _Run:
     def __init__(
         self, system: nn.Module, examples: Dataset, options: TrainingOptions, draw_attention: DrawAttention | None
     ) -> None:
-        self.options, self.states, self.is_stopped = options, States(options.out), False
+        self.options, self.states, self.is_stopped, self.is_early = options, States(options.out), False, False
         self.accelerator = accelerator = accelerator_for(options.precision, options.out)
+        self.validation = Validation(options) if options.valid is not None else None
+        self.best: dict[str, Any] = {}
+        self.inventory = inventory(examples)
         state = self._begun()
         self.step = 0 if state is None else state["step"]
         self.log = Log(options.out, accelerator, self.step + 1, draw_attention)
@@ -70,30 +76,45 @@ class _Run:
             load_learned_state(system, state["learned"], options.out)
             self.schedule.load_state_dict(state["schedule"])
             self.adam.load_state_dict(state["optimizer"])
+            for group in self.adam.param_groups:  # of a run that is to take more steps than before, another one
+                group["lr"] = options.lr * _warm_up_then_cosine(self.step, options.steps)
         self.interruption = Interruption()
         self.loader = loader(examples, options, accelerator, self.step, self.interruption)
+        if options.compile:
+            system.compile()
         self.system, self.optimizer = accelerator.prepare(system, self.adam)
         self.guard = StepGuard(self._trained, self.adam, accelerator.device)
+        self.average = Average(self._trained.network, options.ema)
         set_seed(options.seed, device_specific=True)  # processes share weights and must not share dropout
         if state is not None:
             self.guard.resume(*state["skipped"])
+            self.average.load(state["average"])
+            self.best = state["best"]
             set_random_state(state["random"][accelerator.process_index], accelerator.device)
             if accelerator.scaler is not None:
                 accelerator.scaler.load_state_dict(state["scaler"])
             accelerator.print(f"{options.out} continues after step {self.step}")
 
     def _begun(self) -> dict[str, Any] | None:
-        """The state to go on from; a new run's configuration is written."""
-        out, count = self.options.out, self.accelerator.num_processes
+        """The state to go on from; the run's configuration is written."""
+        options, count = self.options, self.accelerator.num_processes
+        out = options.out
         state = self.states.newest()
-        if state is None:
-            if self.accelerator.is_main_process:
-                write_json(out / CONFIG_NAME, self.options.model_dump())
-        elif state["processes"] != count:
-            raise InputError(
-                f"--out: {out} holds a run of {state['processes']} processes, which {count} cannot continue; start as "
-                "many, or choose another folder"
-            )
+        if state is not None:
+            if state["processes"] != count:
+                raise InputError(
+                    f"--out: {out} holds a run of {state['processes']} processes, which {count} cannot continue; start "
+                    "as many, or choose another folder"
+                )
+            if "data" not in state:
+                raise InputError(f"--out: the state in {out} was saved by an older version; choose another folder")
+            check_same_data(state["data"], self.inventory, out)
+            if is_finished(out) and state["best"]:  # it is to take more steps, and may be patient anew
+                state["best"]["since"] = 0
+        if self.accelerator.is_main_process:
+            write_json(out / CONFIG_NAME, options.model_dump())
+            (out / FINISHED_NAME).unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
         return state
 
     @property
@@ -101,39 +122,46 @@ class _Run:
         return self.accelerator.unwrap_model(self.system)
 
     def go_on(self) -> None:
-        """Take the steps that are left, or those until a signal comes."""
-        progress = tqdm(
-            self.loader,
-            desc=self.options.out.name,
-            unit="step",
-            initial=self.step,
-            total=self.options.steps,
-            disable=not self.accelerator.is_local_main_process,
-        )
-        with self.interruption:
-            for batch in progress:
-                batch = {name: x.to(self.accelerator.device, non_blocking=True) for name, x in batch.items()}
-                self._learn(batch)
+        """Take the steps that are left, or those until a signal comes or patience ends."""
+        progress = Progress(self.options, self.step, self.accelerator)
+        with self.interruption, progress:
+            for batches in steps_of(self.loader, self.options.accumulate):
+                batches = [
+                    {name: x.to(self.accelerator.device, non_blocking=True) for name, x in batch.items()}
+                    for batch in batches
+                ]
+                self._learn(batches)
                 self.step += 1
-                self._log_and_save(batch, progress)
-                if self.is_stopped:
+                progress.advance()
+                self._log_and_save(batches[-1], progress)
+                if self.is_stopped or self.is_early:
                     break
 
-    def _learn(self, batch: dict[str, Tensor]) -> None:
+    def _learn(self, batches: list[dict[str, Tensor]]) -> None:
         self.guard.before_step()
-        outputs = self.system(batch)
-        self.accelerator.backward(self.guard.spread(outputs["loss"]))
+        found = []
+        for number, batch in enumerate(batches, start=1):
+            # The gradients of all processes are gathered with those of the last batch.
+            with self.accelerator.no_sync(self.system) if number < len(batches) else nullcontext():
+                outputs = self.system(batch)
+                self.accelerator.backward(self.guard.spread(outputs["loss"]) / len(batches))
+            found.append(outputs)
         norm = self.accelerator.clip_grad_norm_(self.system.parameters(), self.options.clip)
-        self.log.add(outputs, counts=self.guard.judge(norm))
+        counts = self.guard.judge(norm)
+        for outputs in found:
+            self.log.add(outputs, counts=counts)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
+        self.average.update(self.step + 1)
 
-    def _log_and_save(self, batch: dict[str, Tensor], progress: tqdm) -> None:
-        """Stop, log and save, where it is time for that."""
+    def _log_and_save(self, batch: dict[str, Tensor], progress: Progress) -> None:
+        """Stop, log, measure and save, where it is time for that."""
         options, step = self.options, self.step
-        is_save = step % options.save_every == 0 or step == options.steps
-        is_log = step % options.log_every == 0 or is_save
+        is_last = step == options.steps
+        is_measured = self.validation is not None and (step % options.valid_every == 0 or is_last)
+        is_save = step % options.save_every == 0 or is_last
+        is_log = step % options.log_every == 0 or is_save or is_measured
         is_read = is_log or step % options.max_skipped == 0  # reading a value makes a GPU wait
         if is_read or self.accelerator.num_processes == 1:
             self.is_stopped = in_any_process(self.interruption.received is not None, self.accelerator)
@@ -143,12 +171,35 @@ class _Run:
         skipped, in_a_row = self.guard.read()
         if in_a_row >= options.max_skipped:
             give_up(in_a_row, step, batch, options.out, self.accelerator.process_index)
+        values: dict[str, float] = {}
         if is_log:
-            loss = self.log.write(step, self.schedule.get_last_lr()[0], skipped)
-            progress.set_postfix(loss=f"{loss:.4f}")
+            values["loss"] = self.log.write(step, self.schedule.get_last_lr()[0], skipped)
+        if is_measured:
+            measured = self._measure()
+            values |= {f"valid {name}": value for name, value in measured.items()}
+            self.is_early = not is_last and bool(options.patience) and self.best["since"] >= options.patience
+            is_save = is_save or self.is_early
+        if values:
+            progress.show(values)
         if is_save:
             self.log.draw(step)  # before the state: a run that was killed in between draws it again
             self._save()
+
+    def _measure(self) -> dict[str, float]:
+        """On --valid, in the first process; all learn of it. A better network is saved."""
+        accelerator, told = self.accelerator, [None]
+        if accelerator.is_main_process:
+            with self.average.applied():
+                values = self.validation.measure(self._trained.network)
+                if self.validation.is_better(values, self.best.get("value")):
+                    self.best = {"value": values[self.options.best_by], "step": self.step, "since": 0, "values": values}
+                    save_checkpoint(self.options.out / BEST_NAME, self._trained.network)
+                else:
+                    self.best["since"] = self.best.get("since", 0) + 1
+            told = [(values, self.best)]
+        ((values, self.best),) = broadcast_object_list(told)
+        self.log.write_values({f"valid/{name}": value for name, value in values.items()}, self.step)
+        return values
 
     def _save(self) -> None:
         accelerator = self.accelerator
@@ -166,19 +217,27 @@ class _Run:
                 "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
                 "skipped": self.guard.read(),
                 "random": randoms,
+                "average": self.average.state(),
+                "best": self.best,
+                "data": self.inventory,
             },
         )
-        save_checkpoint(self.options.out / CHECKPOINT_NAME, self._trained.network)
+        with self.average.applied():
+            save_checkpoint(self.options.out / CHECKPOINT_NAME, self._trained.network)
 
     def end(self) -> None:
         """Finish the run if all steps are done. Raises SystemExit if a signal stopped it."""
         out, steps, accelerator = self.options.out, self.options.steps, self.accelerator
-        if self.step == steps and accelerator.is_main_process:
-            write_json(out / FINISHED_NAME, {"steps": steps, "skipped": self.guard.read()[0]})
-            self.states.remove()
+        is_complete = self.step == steps or self.is_early
+        if is_complete and accelerator.is_main_process:
+            content = {"steps": self.step, "skipped": self.guard.read()[0]}
+            write_json(out / FINISHED_NAME, {**content, **({"best": self.best} if self.best else {})})
+            self.states.keep_last()
         accelerator.wait_for_everyone()
         accelerator.end_training()
-        if self.is_stopped:
+        if is_complete:
+            accelerator.print(closing_words(self.options, self.step, self.best))
+        elif self.is_stopped:
             number = self.interruption.received or signal.SIGTERM  # of another process
             message = f"abckd-dns: stopped by {number.name} after step {self.step} of {steps}, which is saved"
             accelerator.print(message + "; the same command continues", file=sys.stderr)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import pickle
 import random
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -43,9 +42,12 @@ class States:
                 warnings.warn(f"{path} cannot be read, the state before it is taken: {error}", stacklevel=2)
         return None
 
-    def remove(self) -> None:
-        if self.folder.is_dir():
-            shutil.rmtree(self.folder)  # with what a kill left unfinished
+    def keep_last(self) -> None:
+        """Remove all but the newest, with what a kill left unfinished."""
+        kept = self._files()[-1:]
+        for path in self.folder.glob("*"):
+            if path not in kept:
+                path.unlink()
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.pt"))

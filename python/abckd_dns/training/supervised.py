@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from ..data.mixtures import Mixtures
-from ..data.prepared import Prepared
-from ..errors import InputError
-from ..network.load import load_network
-from ..options import TrainingOptions, TrainOptions
+from ..data.examples import augmented, labelled_examples
+from ..network.load import new_network
+from ..options import TrainOptions
 from .batches import example_count
 from .loop import fit
 from .objective import SpeechLoss
@@ -21,17 +18,9 @@ def train(options: TrainOptions) -> None:
     if is_done(options):
         return
     set_seed(options.seed)
-    network = load_network(options.preset, "--preset", new=True)
-    fit(Supervised(network), labelled_examples(options), options)
-
-
-def labelled_examples(options: TrainingOptions) -> Dataset:
-    if options.prepared is None:
-        return Mixtures(options, options.segment_length, example_count(options), options.seed)
-    for argument in ("clean", "noise", "rirs"):
-        if getattr(options, argument) is not None:
-            raise InputError(f"--{argument}: {options.prepared} (--prepared) is mixed already; leave one of them out")
-    return Prepared(options.prepared, options.segment_length, example_count(options), options.seed)
+    network = new_network(options.preset, "--preset", "teacher", options.init)
+    examples = labelled_examples(options, options.segment_length, example_count(options))
+    fit(Supervised(network), augmented(examples, options), options)
 
 
 class Supervised(nn.Module):

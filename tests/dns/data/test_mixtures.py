@@ -61,6 +61,18 @@ def test_long_room_responses_are_read_from_their_start(folders, tmp_path):
         assert correlation > 0.999
 
 
+def test_a_room_response_of_several_channels_is_one_of_them(folders, tmp_path):
+    """Microphones lie at other distances: the mean of their responses is a comb."""
+    responses = np.zeros((4_000, 3), np.float32)
+    for channel, delay in enumerate((100, 900, 1_700)):
+        responses[delay, channel] = 0.5
+    write_wav(tmp_path / "array.wav", responses)
+    wet, dry = mixtures(folders, rirs=tmp_path), mixtures(folders, rirs=None)
+    for index in range(8):
+        correlation = torch.corrcoef(torch.stack([wet[index]["clean"], dry[index]["clean"]]))[0, 1]
+        assert correlation > 0.999
+
+
 def test_dataset_makes_mixtures_from_nested_folders(folders):
     dataset = mixtures(folders, snr=(3, 3), rirs=folders / "rirs")
     for index in range(len(dataset)):

@@ -88,7 +88,7 @@ def test_half_written_folder_is_noticed(folders, prepared, tmp_path, monkeypatch
     start = ["prepare", *data_arguments(folders), "--count", "20", "--segment-seconds", "0.5", "--out"]
     with monkeypatch.context() as patch:
         patch.setattr(Mixtures, "__getitem__", killed)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="130"):
             main([*start, str(tmp_path / "half")])
     assert not (tmp_path / "half").exists()
     with pytest.raises(InputError, match="half.* is not what `abckd-dns prepare` leaves when it has finished"):

@@ -11,9 +11,11 @@ import torch
 from made_audio import noise_like, speech_like, write_wav
 
 from abckd_dns.data import sources
+from abckd_dns.data.audio import read_speech
 from abckd_dns.data.mixtures import Mixtures, SegmentPool
-from abckd_dns.data.sources import find_sources
+from abckd_dns.data.sources import find_sources, list_audio
 from abckd_dns.errors import InputError
+from abckd_dns.files import printable
 from abckd_dns.options import MixtureOptions
 
 
@@ -60,7 +62,7 @@ def test_shards_are_remembered_and_changes_are_noticed(tmp_path, read):
     write_shard(root / "b" / "x.tar", 3)
     again = find_sources(root, "--clean")
     assert read == ["x.tar"]
-    assert len(again) == 7 and root / "b" / "c" / "4.wav" in again and root / "a" / "1.wav" not in again
+    assert len(again) == 7 and str(root / "b" / "c" / "4.wav") in again and str(root / "a" / "1.wav") not in again
 
 
 def test_shard_written_anew_in_the_same_size_is_read_again(tmp_path, read):
@@ -90,7 +92,50 @@ def test_links_are_followed_once(tmp_path):
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "there").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "root" / "up").symlink_to(tmp_path / "root")
-    assert find_sources(tmp_path / "root", "--clean") == [tmp_path / "root" / "there" / "1.wav"]
+    assert find_sources(tmp_path / "root", "--clean") == [str(tmp_path / "root" / "there" / "1.wav")]
+
+
+def test_a_folder_is_listed_under_its_own_name_rather_than_a_link(tmp_path):
+    write_wav(tmp_path / "z" / "1.wav", speech_like(0.1, 0))
+    (tmp_path / "a").symlink_to(tmp_path / "z")
+    assert list_audio(tmp_path, "--input") == [str(tmp_path / "z" / "1.wav")]
+
+
+def test_what_is_passed_over(tmp_path, capsys):
+    for name in ("a.wav", "B.WAV", "c/d.m4a", "._a.wav", ".hidden/e.wav", "f.txt", "g.txt", "h.xyz", "out/i.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "pipe.wav")  # reading it would wait for ever
+    found = [os.path.relpath(path, tmp_path) for path in list_audio(tmp_path, "--input", leave_out=tmp_path / "out")]
+    assert found == ["B.WAV", "a.wav", "c/d.m4a"]
+    said = capsys.readouterr().err
+    assert "--input: 3 files" in said
+    assert all(part in said for part in ("passed over: 2 .txt", "1 .xyz", "1 no file"))
+
+
+def test_hidden_members_of_shards_are_passed_over(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name in ("speech/._1.wav", "speech/1.wav"):
+            archive.addfile(tarfile.TarInfo(name))
+    assert [member.name for member in find_sources(tmp_path, "--clean")] == ["speech/1.wav"]
+
+
+def test_several_places_hold_every_file_once(tmp_path):
+    for name in ("a/1.wav", "a/deep/2.wav", "b/1.wav"):
+        write_wav(tmp_path / name, speech_like(0.1, 0))
+    places = [tmp_path / "a" / "deep", tmp_path / "a", tmp_path / "b"]
+    found = [os.path.relpath(path, tmp_path) for path in find_sources(places, "--clean")]
+    assert found == ["a/deep/2.wav", "a/1.wav", "b/1.wav"]
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    name = os.fsencode(tmp_path) + b"/caf\xe9.wav"
+    write_wav(tmp_path / "a.wav", speech_like(0.5, 0))
+    os.rename(tmp_path / "a.wav", name)
+    (path,) = list_audio(tmp_path, "--input")
+    assert os.fsencode(path) == name
+    assert len(read_speech(path)) == 8_000
+    assert printable(path).endswith("caf\\xe9.wav")
 
 
 def test_shards_hold_the_same_examples_as_files(tmp_path):

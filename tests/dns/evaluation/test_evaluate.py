@@ -57,6 +57,9 @@ def rows_of(path) -> list[dict[str, str]]:
 LAYOUTS = {
     "equal names": ("noisy/deep/p1_{}.flac", "clean/deep/p1_{}.flac"),
     "VoiceBank-DEMAND": ("noisy_testset_wav/p232_{:03}.wav", "clean_testset_wav/p232_{:03}.wav"),
+    "VoiceBank-DEMAND at 16 kHz": ("noisy_testset_wav_16k/p232_{:03}.wav", "clean_testset_wav_16k/p232_{:03}.wav"),
+    "words in the names": ("noisy/{}_noisy.WAV", "clean/{}_clean.flac"),
+    "DNS dev set": ("noisy/noisy_fileid_{}.wav", "clean/clean_fileid_{}.wav"),
     "DNS no_reverb": ("noisy/clnsp{0}_room_{0}_snr{0}_tl-25_fileid_{0}.wav", "clean/clean_fileid_{0}.wav"),
 }
 
@@ -75,18 +78,20 @@ def test_layouts_of_pairs(tmp_path, layout):
         assert metrics.si_sdr(example["noisy"], example["clean"]) > 5
 
 
+def test_sides_of_pairs_by_name(tmp_path):
+    write_pair(tmp_path / "mixed" / "a.wav", tmp_path / "reference" / "a.wav", 0)
+    examples = Pairs(tmp_path, sides=("mixed", "reference"))
+    assert torch.equal(examples[0]["clean"], read_speech(tmp_path / "reference" / "a.wav"))
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ("no folder", "missing is not a folder"),
-        ("no pair of folders", r"expected noisy/ and clean/ or noisy_testset_wav/ and .* found noise"),
+        ("no pair of folders", r"expected noisy/ and clean/, or noisy_NAME/ and clean_NAME/, in .* found noise"),
+        ("two pairs of folders", r"has several noisy sides, noisy_a, noisy_b; choose by --sides"),
         ("noisy alone", r"1 of 5 files .* no counterpart .* first .*noisy/extra_fileid_7.wav"),
         ("clean alone", r"1 of 5 files .* no counterpart .* first .*clean/extra.wav"),
-        ("lengths", r"noisy/0.wav has 16000 samples, but its clean file .*clean/0.wav has 8000 samples"),
-        ("rates", r"noisy/0.wav has a sample rate of 16000 Hz, but its clean file .* 8000 Hz"),
-        ("channels", r"noisy/0.wav has 1 channels, but its clean file .* 2 channels"),
-        ("empty", r"noisy/0.wav has no samples"),
-        ("unreadable", r"cannot read .*clean/0.wav"),
         ("no audio", r"noisy has no audio file"),
     ],
 )
@@ -94,30 +99,56 @@ def test_wrong_pairs(tmp_path, wrong, message):
     root = tmp_path / ("missing" if wrong == "no folder" else "pairs")
     if wrong == "no pair of folders":
         write_wav(root / "noise" / "0.wav", noise_like(1, 0))
+    elif wrong == "two pairs of folders":
+        for name in ("noisy_a", "clean_a", "noisy_b", "clean_b"):
+            (root / name).mkdir(parents=True)
     elif wrong == "no audio":
         (root / "noisy").mkdir(parents=True)
         (root / "clean").mkdir()
     elif wrong != "no folder":
         for index in range(2):
             write_pair(root / "noisy" / f"{index}.wav", root / "clean" / f"{index}.wav", index)
-    first = root / "clean" / "0.wav"
-    match wrong:
-        case "noisy alone":
-            write_wav(root / "noisy" / "extra_fileid_7.wav", noise_like(1, 0))
-        case "clean alone":
-            write_wav(root / "clean" / "extra.wav", noise_like(1, 0))
-        case "lengths":
-            write_wav(first, speech_like(0.5, 0))
-        case "rates":
-            write_wav(first, speech_like(2, 0, 8_000), 8_000)
-        case "channels":
-            write_wav(first, np.stack([speech_like(1, 0)] * 2, 1))
-        case "empty":
-            write_wav(root / "noisy" / "0.wav", np.zeros(0, np.float32))
-        case "unreadable":
-            first.write_bytes(b"RIFF")
-    with pytest.raises(InputError, match=f"^(--pairs: )?.*{message}"):
+    if wrong == "noisy alone":
+        write_wav(root / "noisy" / "extra_fileid_7.wav", noise_like(1, 0))
+    elif wrong == "clean alone":
+        write_wav(root / "clean" / "extra.wav", noise_like(1, 0))
+    with pytest.raises(InputError, match=f"^--pairs: .*{message}"):
         Pairs(root)
+
+
+def test_a_bad_pair_is_named_and_the_others_are_scored(tmp_path, capsys):
+    for index in range(7):
+        write_pair(tmp_path / "noisy" / f"{index}.wav", tmp_path / "clean" / f"{index}.wav", index)
+    write_wav(tmp_path / "clean" / "1.wav", speech_like(0.5, 0))
+    write_wav(tmp_path / "clean" / "2.wav", speech_like(2, 0, 8_000), 8_000)
+    write_wav(tmp_path / "clean" / "3.wav", np.stack([speech_like(1, 0)] * 2, 1))
+    write_wav(tmp_path / "noisy" / "4.wav", np.zeros(0, np.float32))
+    (tmp_path / "clean" / "5.wav").write_bytes(b"RIFF")
+    options = dict(pairs=tmp_path, csv=tmp_path / "table.csv", metrics=("si-sdr",), workers=0)
+    values = evaluate(EvaluateOptions(**options))["noisy input"]["SI-SDR (dB)"]
+    assert [math.isfinite(value) for value in values] == [True, *[False] * 5, True]
+    assert "5 of 7 examples cannot be used and are left out" in (tmp_path / "table.md").read_text()
+    found = {row["example"]: row["remark"] for row in rows_of(tmp_path / "table_files.csv") if not row["system"]}
+    expected = {
+        "1": r"noisy/1.wav has 1.0000 s, but its clean file .*clean/1.wav has 0.5000 s; see --cut",
+        "2": r"noisy/2.wav has a sample rate of 16000 Hz, but its clean file .* 8000 Hz",
+        "3": r"noisy/3.wav has 1 channels, but its clean file .* 2 channels",
+        "4": r"noisy/4.wav: it has no samples",
+        "5": r"cannot read .*clean/5.wav",
+    }
+    assert found.keys() == expected.keys()
+    assert all(re.search(expected[name], found[name]) for name in expected)
+    assert re.search(expected["1"], capsys.readouterr().err)
+
+    cut = evaluate(EvaluateOptions(cut=True, **options))["noisy input"]["SI-SDR (dB)"]
+    assert math.isfinite(cut[1]) and math.isnan(cut[2])
+
+
+def test_nothing_usable_is_an_error(tmp_path):
+    write_pair(tmp_path / "noisy" / "a.wav", tmp_path / "clean" / "a.wav", 0)
+    (tmp_path / "noisy" / "a.wav").write_bytes(b"RIFF")
+    with pytest.raises(InputError, match=r"none of the 1 examples can be used; a: cannot read .*noisy/a.wav"):
+        evaluate(EvaluateOptions(pairs=tmp_path, csv=tmp_path / "table.csv", workers=0))
 
 
 def test_tables(checkpoint, pairs, tmp_path, capsys):
@@ -148,7 +179,9 @@ def test_tables(checkpoint, pairs, tmp_path, capsys):
     report = (tmp_path / "deep" / "table.md").read_text()
     assert report.strip() in capsys.readouterr().out
     assert "3 examples" in report and "Difference from noisy input" in report
-    first, second = (part for part in report.split("\n\n") if part.startswith("|"))
+    first, second, costs = (part for part in report.split("\n\n") if part.startswith("|"))
+    assert re.search(rf"\| {name} +\| [\d,]+ +\| [\d.]+ M +\| 32 ms +\| \d\.\d+ +\|", costs)
+    assert int(rows[name, "parameters"]["mean"]) == sum(x.numel() for x in lively(SMALL).parameters())
     assert [len(part.splitlines()) for part in (first, second)] == [4, 3]
     assert len({line.count("|") for line in (first + "\n" + second).splitlines()}) == 1
     assert all("(1)" in cell for cell in first.splitlines()[3].split("|")[2:6])
@@ -200,22 +233,24 @@ def test_worker_processes_give_the_same(checkpoint, folders, tmp_path):
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_an_error_names_the_file(pairs, tmp_path, workers):
+def test_a_network_that_fails_on_a_file_has_no_value_there(pairs, tmp_path, workers, capsys):
     for index in range(2):
         write_pair(tmp_path / "noisy" / f"{index}.wav", tmp_path / "clean" / f"{index}.wav", index)
     write_wav(tmp_path / "noisy" / "loud.wav", 9 * noise_like(1, 0))
     write_wav(tmp_path / "clean" / "loud.wav", speech_like(1, 0))
-    with pytest.raises(SystemExit) as stopped:
-        main(
-            ["evaluate", "--checkpoints", "own_networks:fails_when_loud", "--pairs", str(tmp_path)]
-            + ["--metrics", "si-sdr", "--workers", workers, "--csv", str(tmp_path / "table.csv")]
-        )
-    assert str(stopped.value) == "abckd-dns: error: evaluating loud failed: RuntimeError: too loud"
+    arguments = ["evaluate", "--checkpoints", "own_networks:fails_when_loud", "--pairs", str(tmp_path)]
+    main([*arguments, "--metrics", "si-sdr", "--workers", workers, "--csv", str(tmp_path / "table.csv")])
+    assert "loud, own_networks:fails_when_loud: RuntimeError: too loud" in capsys.readouterr().err
+    rows = {(row["system"], row["example"]): row for row in rows_of(tmp_path / "table_files.csv")}
+    assert math.isfinite(float(rows["noisy input", "loud"]["SI-SDR (dB)"]))
+    bad = rows["own_networks:fails_when_loud", "loud"]
+    assert (bad["SI-SDR (dB)"], bad["remark"]) == ("nan", "RuntimeError: too loud")
+    assert math.isfinite(float(rows["own_networks:fails_when_loud", "1"]["SI-SDR (dB)"]))
 
 
 def test_a_worker_that_dies_is_an_error_with_a_place(tmp_path):
     write_pair(tmp_path / "noisy" / "a.wav", tmp_path / "clean" / "a.wav", 0)
-    with pytest.raises(InputError, match="a worker process died.* at a or soon after it"):
+    with pytest.raises(InputError, match="none of the 1 examples can be used; a: a worker process died"):
         evaluate(
             EvaluateOptions(
                 checkpoints=("own_networks:dies_in_a_worker",),
@@ -225,6 +260,59 @@ def test_a_worker_that_dies_is_an_error_with_a_place(tmp_path):
                 csv=tmp_path / "table.csv",
             )
         )
+
+
+class Stop(BaseException):
+    """In place of a crash."""
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, Stop])
+def test_an_evaluation_goes_on_where_it_ended(checkpoint, tmp_path, monkeypatch, how, capsys):
+    for index in range(4):
+        write_pair(tmp_path / "noisy" / f"{index}.wav", tmp_path / "clean" / f"{index}.wav", index)
+    options = EvaluateOptions(
+        checkpoints=(checkpoint,), pairs=tmp_path, csv=tmp_path / "table.csv", metrics=FAST, workers=0
+    )
+    whole = evaluate(options)
+    expected = (tmp_path / "table.csv").read_text().splitlines()
+    scored, original = [], Pairs.__getitem__
+
+    def ends(self, index):
+        if len(scored) == 2:
+            raise how
+        scored.append(index)
+        return original(self, index)
+
+    monkeypatch.setattr(Pairs, "__getitem__", ends)
+    with pytest.raises(how):
+        evaluate(options)
+    assert [row["example"] for row in rows_of(tmp_path / "table_files.csv")] == ["0", "0", "1", "1"]
+    if how is KeyboardInterrupt:  # a table of what there is
+        assert "2 examples; mean" in (tmp_path / "table.md").read_text()
+    with (tmp_path / "table_files.csv").open("a") as file:
+        file.write("noisy input,2,3.1")  # as where a machine loses power
+    capsys.readouterr()
+
+    monkeypatch.setattr(Pairs, "__getitem__", lambda self, index: scored.append(index) or original(self, index))
+    assert evaluate(options) == whole
+    assert scored == [0, 1, 2, 3]
+    assert "2 of 4 examples are there; the evaluation goes on" in capsys.readouterr().err
+    same = [line for line in (tmp_path / "table.csv").read_text().splitlines() if "real-time" not in line]
+    assert same == [line for line in expected if "real-time" not in line]
+    assert not (tmp_path / "table_files.unfinished").exists()
+
+    evaluate(options)  # what is finished is not taken for what is begun
+    assert scored == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_an_evaluation_of_something_else_begins_anew(checkpoint, tmp_path, capsys):
+    write_pair(tmp_path / "noisy" / "a.wav", tmp_path / "clean" / "a.wav", 0)
+    options = dict(pairs=tmp_path, csv=tmp_path / "table.csv", workers=0, metrics=("si-sdr",))
+    evaluate(EvaluateOptions(**options))
+    (tmp_path / "table_files.unfinished").write_text("of something else")
+    values = evaluate(EvaluateOptions(**options))
+    assert "begun with other arguments or data" in capsys.readouterr().err
+    assert float(rows_of(tmp_path / "table_files.csv")[0]["SI-SDR (dB)"]) == values["noisy input"]["SI-SDR (dB)"][0]
 
 
 def test_recordings_without_clean_speech(checkpoint, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Metrics against known values."""
 
 import math
+import sys
+from itertools import pairwise
 
 import numpy as np
 import pesq
@@ -9,8 +11,10 @@ import pytest
 import torch
 from made_audio import noise_like, speech_like
 
+from abckd_dns.evaluation import composite
 from abckd_dns.evaluation.intervals import mean_interval, paired_difference
-from abckd_dns.evaluation.metrics import METRICS, pesq_wideband, si_sdr, stoi
+from abckd_dns.evaluation.metrics import METRICS, pesq_wideband, si_sdr, split_at_silence, stoi
+from abckd_dns.evaluation.pesq_process import PesqProcess
 
 SPEECH = torch.from_numpy(speech_like(4, 0))
 NOISE = torch.from_numpy(noise_like(4, 0))
@@ -64,13 +68,85 @@ def test_dnsmos_is_that_of_the_package():
 def test_undefined_values_are_nan(name):
     silence, broken = torch.zeros(16_000), torch.full((16_000,), math.nan)
     for estimate, target in ((silence, silence), (SPEECH, 0 * SPEECH), (broken, SPEECH[:16_000])):
-        (value,) = METRICS[name](estimate, target).values()
-        assert math.isnan(value)
+        values, why = METRICS[name].measure(estimate, target)
+        assert all(map(math.isnan, values.values())) and why
 
 
-@pytest.mark.parametrize("metric", [pesq_wideband, stoi])
-def test_too_short_is_nan(metric):
-    assert math.isnan(metric(SPEECH[:1_000], SPEECH[:1_000]))
+TOO_SHORT = [("pesq", "1/4 of a second"), ("composite", "PESQ"), ("stoi", "too little")]
+
+
+@pytest.mark.parametrize(("name", "reason"), TOO_SHORT)
+def test_too_short_is_nan(name, reason):
+    values, why = METRICS[name].measure(SPEECH[:1_000], SPEECH[:1_000])
+    assert all(map(math.isnan, values.values())) and reason in why
+
+
+def test_segmental_snr_is_limited_and_right_where_it_is_constant():
+    noise = torch.from_numpy(noise_like(2, 1))
+    assert METRICS["segsnr"](noise + 0.1 * noise, noise)["SegSNR (dB)"] == pytest.approx(20, abs=1e-3)
+    assert METRICS["segsnr"](noise, noise)["SegSNR (dB)"] == 35
+    assert METRICS["segsnr"](101 * noise, noise)["SegSNR (dB)"] == -10
+
+
+def test_log_spectral_distance_of_another_level_is_its_decibels():
+    noise = torch.from_numpy(noise_like(2, 1))
+    assert METRICS["lsd"](noise, noise)["LSD (dB)"] == 0
+    assert METRICS["lsd"](10 * noise, noise)["LSD (dB)"] == pytest.approx(20, abs=0.01)
+
+
+def test_composite_measures_of_the_reference_itself_are_the_highest_and_fall_with_noise():
+    def measured(share: float) -> list[float]:
+        return list(METRICS["composite"](SPEECH + share * NOISE, SPEECH).values())
+
+    assert measured(0) == [5, 5, 5]
+    values = [measured(share) for share in (0, 0.01, 0.1, 0.5)]
+    for before, after in pairwise(values):
+        assert all(a < b or b == 1 for a, b in zip(after, before, strict=True))
+
+
+def test_peaks_are_those_of_the_definition():
+    """Walked band by band, as the definition does."""
+    levels = np.random.default_rng(0).standard_normal((200, 25))
+    slopes = np.diff(levels, axis=1)
+    found = composite._nearest_peaks(levels, slopes)
+    for row in range(200):
+        for band in range(24):
+            step = 1 if slopes[row, band] > 0 else -1
+            at = band
+            while 0 <= at < 24 and (slopes[row, at] > 0) == (step > 0):
+                at += step
+            assert found[row, band] == levels[row, at - step]
+
+
+def test_predictors_leave_least_of_their_own_frames():
+    frames = composite._frames(SPEECH.double().numpy())
+    other = composite._frames((SPEECH + 0.3 * NOISE).double().numpy())
+    assert composite._likelihood_ratios(frames, frames) == pytest.approx(0, abs=1e-9)
+    assert (composite._likelihood_ratios(other, frames) > -1e-9).all()
+
+
+def test_long_recordings_are_measured_piece_by_piece():
+    speech = torch.from_numpy(speech_like(70, 0))
+    noisy = speech + 0.3 * torch.from_numpy(noise_like(70, 0))
+    pieces = split_at_silence(speech, 30 * 16_000)
+    assert [piece.start for piece in pieces[1:]] == [piece.stop for piece in pieces[:-1]]
+    assert (pieces[0].start, pieces[-1].stop) == (0, len(speech))
+    assert all(piece.stop - piece.start <= 30 * 16_000 for piece in pieces)
+    assert all(speech[piece.stop - 800 : piece.stop].abs().max() < 1e-3 for piece in pieces[:-1])
+    expected = sum(
+        (piece.stop - piece.start) * METRICS["stoi"](noisy[piece], speech[piece])["STOI"] for piece in pieces
+    ) / len(speech)
+    assert METRICS["stoi"](noisy, speech)["STOI"] == pytest.approx(expected, abs=1e-9)
+    assert METRICS["pesq"].measure(noisy, speech)[1] == ""
+
+
+def test_a_crash_of_pesq_costs_one_value(monkeypatch):
+    process = PesqProcess()
+    monkeypatch.setattr(PesqProcess, "command", (sys.executable, "-c", "import os; os.abort()"))
+    value, why = process(SPEECH.numpy(), SPEECH.numpy())
+    assert math.isnan(value) and "PESQ crashed (status -6)" in why
+    monkeypatch.undo()
+    assert process(SPEECH.numpy(), SPEECH.numpy()) == (pytest.approx(4.64, abs=0.01), "")
 
 
 def test_interval_of_a_mean():

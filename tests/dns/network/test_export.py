@@ -76,7 +76,7 @@ def test_a_model_that_computes_something_else_is_not_kept(model, tmp_path, monke
     with torch.no_grad():
         other.mask.bias.add_(0.1)
     save_checkpoint(tmp_path / "model.safetensors", other)
-    monkeypatch.setattr(export_module, "write_onnx", lambda _, path: shutil.copy(model, path))
+    monkeypatch.setattr(export_module, "write_onnx", lambda _, path, opset: shutil.copy(model, path))
     with pytest.raises(SystemExit, match="onnxruntime and torch differ by .* more than 1e-05; nothing was written"):
         main(["export", "--checkpoint", str(tmp_path), "--output", str(tmp_path / "out" / "model.onnx")])
     assert not list((tmp_path / "out").iterdir())

@@ -145,7 +145,7 @@ def test_denoise_by_steps(checkpoint, tmp_path, capsys):
         main(["denoise", "--checkpoint", checkpoint, "--input", str(source), "--output", str(target), *extra])
         enhanced[mode], rate = soundfile.read(target)
         printed = capsys.readouterr().out
-        assert f"{target}: 1.00 s of audio, real-time factor 0." in printed and mode in printed
+        assert f"{target}: 1.00 s of audio, real-time factor " in printed and mode in printed
         assert rate == 44_100
     np.testing.assert_allclose(enhanced["at once"], enhanced["step by step"], atol=1e-4)  # 16 bit
 

@@ -13,7 +13,7 @@ import time
 import pytest
 import safetensors.torch
 import torch
-from made_audio import data_arguments
+from made_audio import changed, data_arguments
 from subprocesses import ENVIRONMENT, HERE
 
 from abckd_dns import files
@@ -29,7 +29,8 @@ STEPS = 24
 
 def arguments(folders, out, *more: str) -> list[str]:
     shape = f"--steps {STEPS} --batch-size 2 --segment-seconds 0.2 --workers 0 --log-every 3 --save-every 3".split()
-    return ["train", "--preset", "own_networks:random", "--out", str(out), *data_arguments(folders), *shape, *more]
+    own = ["train", "--preset", "own_networks:random", "--out", str(out), *data_arguments(folders), *shape]
+    return changed(own, *more)
 
 
 def weights(run):
@@ -59,7 +60,7 @@ def unbroken(folders, tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken")
     torch.set_num_threads(1)
     main(arguments(folders, out))
-    assert is_finished(out) and states(out) == []
+    assert is_finished(out) and states(out) == [STEPS]
     return weights(out)
 
 
@@ -96,14 +97,14 @@ def kill(*_):
 
 def test_run_killed_after_its_last_state_ends_as_the_unbroken_one(folders, unbroken, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(States, "remove", kill)
+        patch.setattr(States, "keep_last", kill)
         with pytest.raises(Killed):
             main(arguments(folders, tmp_path))
     (tmp_path / "finished.json").unlink()
     assert states(tmp_path)[-1] == STEPS
     main(arguments(folders, tmp_path))
     assert_same(tmp_path, unbroken)
-    assert states(tmp_path) == []
+    assert states(tmp_path) == [STEPS]
 
 
 def test_what_a_kill_left_unfinished_is_removed_at_the_end(folders, unbroken, tmp_path):
@@ -111,7 +112,7 @@ def test_what_a_kill_left_unfinished_is_removed_at_the_end(folders, unbroken, tm
     (tmp_path / "state" / "000000007.pt.unfinished").touch()  # of a signal's state; no later one has its name
     main(arguments(folders, tmp_path))
     assert_same(tmp_path, unbroken)
-    assert not (tmp_path / "state").exists()
+    assert [path.name for path in (tmp_path / "state").iterdir()] == [f"{STEPS:09}.pt"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -166,8 +167,9 @@ def test_second_signal_acts_at_once(folders, tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
     stop_at_example(monkeypatch, 3, twice)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stopped:
         main(arguments(folders, tmp_path))
+    assert stopped.value.code == 128 + signal.SIGINT and states(tmp_path) == []
 
 
 @pytest.mark.parametrize("remaining", [1000, 0])

