@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 KERNELS = (ROOT / "docs" / "kernels.md").read_text()
 RESOURCES = (ROOT / "docs" / "resources.md").read_text()
-PAGES = ("kernels", "evaluation", "deployment", "study", "performance", "networks", "trainers")
+PAGES = ("kernels", "evaluation", "deployment", "study", "performance", "cached_teachers", "networks", "trainers")
 
 
 def kernels() -> list[str]:
