@@ -184,7 +184,9 @@ class Observed:
 
     def _warn_of_constant(self, index: int, map: Tensor) -> None:
         (layer, _, where), notes = self.wanted[index], self._notes[index]
-        if notes.map_seen or torch.compiler.is_compiling() or map.device.type == "meta":
+        if notes.map_seen or torch.compiler.is_compiling() or type(map) is not Tensor or map.is_meta:
+            return
+        if map.is_cuda and torch.cuda.is_current_stream_capturing():
             return
         notes.map_seen = True
         if is_constant(map):

@@ -366,3 +366,15 @@ def test_features_path_gets_features():
         [(2, 5, 8, 6), (2, 10, 4, 3)],
     ]
     assert not any(x.requires_grad for x in seen[0][1])
+
+
+@pytest.mark.parametrize("loss", [ATLoss(), learned_loss(), sp_loss], ids=["at", "learned", "relation"])
+def test_nothing_of_a_step_waits_for_the_device(loss):
+    """With tensors that have no values, nothing can be read from them."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    distiller = distil(*networks(), loss)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        output = distiller(torch.empty(2, 1, 8, 6))
+        (output.loss + output.student.square().mean()).backward()
+    assert output.loss.dim() == 0

@@ -2,7 +2,6 @@
 
 import copy
 import socket
-import sys
 import traceback
 
 import pytest
@@ -350,18 +349,3 @@ def test_gradient_checkpointing_of_transformers():
         student.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
         student.enable_input_require_grads()
         assert_equal(gradients(), right)
-
-
-def test_what_ran_is_said():
-    """The versions, for the report of a run with -s."""
-    import importlib.metadata
-
-    names = ("torch", "accelerate", "lightning", "transformers", "peft", "timm", "torchaudio", "torchvision")
-    found = []
-    for name in names:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(f"no {name}")
-    print(", ".join(found), f"Python {sys.version.split()[0]}")
-    assert found
