@@ -29,7 +29,7 @@ with probability 0 is 0, and KL(p || q) is infinite where q can't do what p can.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -242,10 +242,11 @@ def _standardized(x: Tensor, ignore: Tensor | None, dim: int, name: str) -> Tens
 
 
 class _Pair(NamedTuple):
-    """Logits, the rows that don't count, (B, ...) bool or None, and the axis of the classes, from the front."""
+    """Logits, the teacher's perhaps a TopK, the rows that don't count, (B, ...) bool or None, and the axis of the
+    classes, from the front."""
 
     student: Tensor
-    teacher: Tensor | TopK
+    teacher: Any
     ignore: Tensor | None
     dim: int
 
@@ -260,7 +261,8 @@ def _pairs(
     if isinstance(student_logits, TopK):
         raise TypeError("student_logits: expected a tensor of logits, got a TopK")
     students = listed("student_logits", student_logits)
-    teachers = [teacher_logits] if isinstance(teacher_logits, TopK) else listed("teacher_logits", teacher_logits)
+    alone = isinstance(teacher_logits, TopK)
+    teachers: Sequence[Any] = [teacher_logits] if alone else listed("teacher_logits", teacher_logits)
     for name, group in (("student_logits", students), ("teacher_logits", teachers)):
         for index, x in enumerate(group):
             if not isinstance(x, TopK):
@@ -299,7 +301,8 @@ def _aligned(
     """A pair of logits with the same classes, the teacher's detached. Raises TypeError or ValueError."""
     if isinstance(teacher, TopK):
         check_top_k(f"teacher_logits[{index}]", teacher, student, dim % student.dim())
-        return student, TopK(*(None if x is None else constant(x) for x in teacher))
+        values, indices, rest = teacher
+        return student, TopK(constant(values), constant(indices), None if rest is None else constant(rest))
     teacher = constant(teacher)
     if student.dim() == teacher.dim() and student.shape[dim] != teacher.shape[dim]:
         if align == "truncate":

@@ -13,12 +13,14 @@ from abckd_kernels import losses
 SPECIFICATIONS = {
     "fsp": "fsp(student_layers=[encoder.1,bottleneck],teacher_layers=[encoder.0,decoder.0])",  # equal channels
     "affinity": "affinity(student_layers=encoder.1,teacher_layers=encoder.0)",  # equal channels
+    "cwd": "cwd(student_layers=encoder.1,teacher_layers=encoder.0)",
+    "pkd": "pkd(student_layers=encoder.1,teacher_layers=encoder.0)",
     "kl": "kl(layers=[mask],dim=3)",
     "jsd": "jsd(layers=[mask],dim=3)",
     "dist": "dist(layers=[mask],dim=3)",
     "hint": "hint(layers=[encoder.0,decoder.0],regressor=batch_norm)",
 }
-NOT_FOR_NOISE_SUPPRESSION = {"dkd": "needs labels"}
+NOT_FOR_NOISE_SUPPRESSION = {"dkd": "needs labels", "linear_divergence": "needs output layers over classes"}
 NAMES = [entry.name for entry in losses.table() if entry.name not in NOT_FOR_NOISE_SUPPRESSION]
 
 
