@@ -11,7 +11,7 @@ import pytest
 import torch
 from made_audio import noise_like, speech_like
 
-from abckd_dns.evaluation import composite
+from abckd_dns.evaluation import composite, metrics
 from abckd_dns.evaluation.intervals import mean_interval, paired_difference
 from abckd_dns.evaluation.metrics import METRICS, pesq_wideband, si_sdr, split_at_silence, stoi
 from abckd_dns.evaluation.pesq_process import PesqProcess
@@ -26,6 +26,14 @@ def test_sisdr_of_orthogonal_noise():
     assert si_sdr(target + 0.1 * noise, target) == pytest.approx(20, abs=1e-6)
     assert si_sdr(5 * (target + 0.1 * noise), target) == pytest.approx(20, abs=1e-6)
     assert si_sdr(-target + 1.0 * noise, target) == pytest.approx(0, abs=1e-6)
+
+
+def test_sisdr_in_blocks_is_that_of_the_whole(monkeypatch):
+    noisy = SPEECH + 0.3 * NOISE
+    whole = si_sdr(noisy, SPEECH)
+    monkeypatch.setattr(metrics, "_LONGEST", 7_000)
+    assert si_sdr(noisy, SPEECH) == pytest.approx(whole, abs=1e-6)
+    assert si_sdr(SPEECH, SPEECH) > 200
 
 
 def test_pesq_of_the_reference_itself_is_the_maximum():
