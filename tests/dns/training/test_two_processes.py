@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from accelerate.state import AcceleratorState
-from made_audio import data_arguments
+from made_audio import changed, data_arguments
 from pages import indented
 from subprocesses import ENVIRONMENT, HERE
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -117,8 +117,9 @@ def forked(arguments: list[str], index: int | None = None) -> list[int]:
 
 
 def test_signal_to_one_process_stops_both_and_they_resume(folders, tmp_path):
-    shared = [*COMMAND, *data_arguments(folders), "--steps", "8", "--batch-size", "2", "--log-every", "2"]
-    shared += ["--student", "own_networks:random", "--student-layers", "features.0"]  # draws random numbers
+    random = ["--student", "own_networks:random", "--student-layers", "features.0"]  # draws random numbers
+    steps = ["--steps", "8", "--batch-size", "2", "--log-every", "2"]
+    shared = changed([*COMMAND, *data_arguments(folders)], *steps, *random)
     assert forked([*shared, "--out", str(tmp_path / "unbroken")]) == [0, 0]
     out = ["--out", str(tmp_path / "run")]
     # Example 10 is made by process 1 for step 3; they agree at step 4, when values are read anyway.

@@ -214,3 +214,10 @@ def test_prepared_mixtures_are_measured_on(folders, tmp_path):
     )
     validation = Validation(TrainOptions(out=tmp_path, valid=tmp_path / "p", valid_pesq=0, valid_count=3))
     assert [len(noisy) for noisy, _ in validation.examples] == [RATE // 2] * 3
+
+
+def test_compile_compiles_the_system(folders, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    main(arguments(folders, tmp_path / "run", "--compile"))
+    assert compiled == ["Supervised"]
