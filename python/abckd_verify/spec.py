@@ -112,7 +112,8 @@ class Spec:
                  sums. Its gradient in float64 is the exact one: tests hold it against differences of `exact`.
     cases        for numerics: every dtype and layout, small.
     compiled     of the size of a noise suppressor: what kernels are compiled for.
-    traffic      at least a megabyte: what bytes are counted on. The first of them stands for the op in predictions.
+    traffic      what bytes are counted on: a megabyte, less where the interpreter would take minutes. The first of them
+                 stands for the op in predictions.
     timed        one sample each, of real size; the batch follows from the device's cache.
     launches     kernels by backend ("triton": functions of its triton.py, "cuda": of csrc/cuda), forward and backward.
     framed       {argument: its axis of frames}: of these, only valid frames are needed.

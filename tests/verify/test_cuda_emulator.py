@@ -19,7 +19,6 @@ from abckd_verify.ops import SPECS
 
 TESTS = Path(__file__).parents[1]
 SELECTED = {
-    "verify/test_specs.py": "test_numerics",
     "test_tap.py": "test_",
     "test_compress.py": "test_",
     "test_spectral.py": "test_",

@@ -72,10 +72,11 @@ def test_every_cuda_kernel_is_counted(rows_of_cuda):
     assert counted == {name for spec in SPECS.values() for name in spec.launches.get("cuda", ())}
 
 
-def test_arguments_have_at_least_a_megabyte():
-    for spec, case in traffic.of("triton"):
-        if spec.name != "compress":
-            assert max(x.nbytes for x in tensors(spec.make(case, "meta", "empty").values())) >= MEGABYTE, case
+def test_arguments_are_large():
+    for backend, least in (("triton", MEGABYTE / 10), ("cuda", MEGABYTE)):
+        for spec, case in traffic.of(backend):
+            if spec.name != "compress":
+                assert max(x.nbytes for x in tensors(spec.make(case, "meta", "empty").values())) >= least, case
 
 
 # ---------------------------------------------------------------------------------------------- the counter counts

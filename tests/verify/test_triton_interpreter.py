@@ -18,7 +18,6 @@ from abckd_kernels import backends
 
 TESTS = Path(__file__).parents[1]
 SELECTED = {
-    "verify/test_specs.py": "test_numerics and not 201",
     "test_tap.py": "test_",
     "test_compress.py": "test_",
     "test_pointwise.py": "test_",
