@@ -24,6 +24,13 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("grouped", [module] if any(map(suite.takes_group, module.LOSSES)) else [])
 
 
+@pytest.fixture
+def first_of_its_kind(loss, request) -> bool:
+    """Whether no row before this one is about the same function or class."""
+    kinds = [(row.function or type(row.module()), row) for row in request.module.LOSSES]
+    return next(row for kind, row in kinds if kind is (loss.function or type(loss.module()))) is loss
+
+
 def _row(loss, test):
     reason = loss.excused.get(test)
     return pytest.param(loss, marks=pytest.mark.skip(reason=f"{loss}: {reason}") if reason else ())

@@ -243,20 +243,19 @@ def test_vectors(loss):
 
 def test_gradient(loss):
     student, teacher = loss.features(batch=3, spatial=2 if loss.layers else min(loss.spatial))
-    count, names = len(as_list(student)), []
-    if loss.module:
-        names = [name for name, _ in loss.form(torch.float64).named_parameters()]
+    count, form = len(as_list(student)), loss.form(torch.float64)
+    names = [name for name, _ in form.named_parameters()] if loss.module else []
 
     def value(*leaves):
         students = list(leaves[:count]) if loss.layers else leaves[0]
         if not loss.module:
             return loss(students, teacher)
-        module, arguments = copy.deepcopy(loss.form(torch.float64)), loss.arguments(students, teacher)
         given = dict(zip(names, leaves[count:], strict=True))
-        return torch.func.functional_call(module, given, (students, teacher), arguments)
+        given |= {name: buffer.clone() for name, buffer in form.named_buffers()}  # statistics move
+        return torch.func.functional_call(form, given, (students, teacher), loss.arguments(students, teacher))
 
     leaves = tuple(x.detach().clone().requires_grad_() for x in loss.leaves(student))
-    many = sum(x.numel() for x in leaves) > 400  # then along random directions: one by one takes minutes
+    many = sum(x.numel() for x in leaves) > 64  # then along random directions: one by one takes seconds
     assert torch.autograd.gradcheck(value, leaves, eps=1e-6, atol=1e-7, rtol=1e-5, fast_mode=many)
     assert all(g.abs().max() > 0 for g in gradients(value(*leaves), leaves[:count]))
 
@@ -330,18 +329,23 @@ def assert_unharmed_by(loss, dtype, silence, groups):
     """Finite, and gradients of ordinary size, when `silence` is applied to the student, the teacher or both."""
     student, teacher = loss.features(dtype)
     usual = largest(gradients(loss(student, teacher), loss.leaves(student)))
+    assert usual > 0
     student = changed(student, silence) if "student" in groups else student
     teacher = changed(teacher, silence) if "teacher" in groups else teacher
     value = loss(student, teacher)
     assert value.isfinite()
     for grad in gradients(value, loss.leaves(student)):
-        assert grad.isfinite().all() and grad.abs().max() < 100 * max(usual, 0.1)
+        assert grad.isfinite().all() and grad.abs().max() < 100 * usual
 
 
-@each_dtype
-@pytest.mark.parametrize("who", ["student", "teacher", "student teacher", "all"])
+@pytest.mark.parametrize(
+    "who, dtype",
+    [(who, torch.float16) for who in ("student", "teacher", "student teacher")]
+    + [("all", dtype) for dtype in cases.DTYPES],
+    ids=lambda x: x if isinstance(x, str) else cases.name_of(x),
+)
 def test_silence(loss, who, dtype):
-    """A silent sample, or silent everything."""
+    """A silent sample, or silent everything. What vanishes beside zero vanishes in float16 first."""
 
     def silence(x):
         x[slice(None) if who == "all" else 1] = 0
@@ -416,15 +420,18 @@ def test_layouts_and_backward_twice(loss, layout):
     torch.testing.assert_close(first[len(leaves) :], expected[len(leaves) :])
 
 
-def test_compiles_in_one_graph(loss):
+def test_compiles_in_one_graph(loss, first_of_its_kind):
+    """The first row of each function and class with the graph of its gradient, those of other options without."""
     student, teacher = loss.features(loss.dtypes[0])
     form, arguments = loss.form(loss.dtypes[0]), loss.arguments(student, teacher)
     compiled = torch.compile(form, fullgraph=True, backend="aot_eager")
-    ours = compiled(student, teacher, **arguments)
-    eager = loss(student, teacher)
+    with torch.set_grad_enabled(first_of_its_kind):
+        ours = compiled(student, teacher, **arguments)
+        eager = loss(student, teacher)
     torch.testing.assert_close(ours, eager)
-    leaves = loss.leaves(student)
-    torch.testing.assert_close(gradients(ours, leaves), gradients(eager, leaves), rtol=1e-4, atol=1e-6)
+    if first_of_its_kind:
+        leaves = loss.leaves(student)
+        torch.testing.assert_close(gradients(ours, leaves), gradients(eager, leaves), rtol=1e-4, atol=1e-6)
     torch._dynamo.reset()
 
 
@@ -496,16 +503,15 @@ def test_a_batch_of_one_position_moves_no_statistics(loss):
     assert all(torch.equal(x, after[name]) for name, x in before.items())
 
 
-@only(lambda loss: set(cases.HALF_DTYPES) <= set(loss.dtypes))
-@pytest.mark.parametrize("dtype", cases.HALF_DTYPES, ids=cases.name_of)
+@only(lambda loss: torch.float16 in loss.dtypes)
 @pytest.mark.big
-def test_half_gradients_of_training_size(loss, dtype):
-    """The loss times 2^half_scale, halved as GradScaler does where that is too much.
+def test_half_gradients_of_training_size(loss):
+    """The loss times 2^half_scale, halved as GradScaler does where that is too much. (bfloat16 has float32's range.)
 
     Finite, fewer than 1 % zeros where float64 has none, and each element the exact one, rounded once, or as a sum of
     two terms that are.
     """
-    student, teacher = loss.features_of_training_size(dtype)
+    student, teacher = loss.features_of_training_size(torch.float16)
     value, scale = loss(student, teacher), 2.0**loss.half_scale
     grads = gradients(value * scale, student, retain_graph=True)
     while not all(g.isfinite().all() for g in grads) and scale > 1:
@@ -517,7 +523,7 @@ def test_half_gradients_of_training_size(loss, dtype):
         assert grad.isfinite().all()
         lost = ((grad == 0) & (expected != 0)).sum().item()
         assert lost < 0.01 * (expected != 0).sum().item(), f"{lost} of {grad.numel()} are zero"
-        info = torch.finfo(dtype)
+        info = torch.finfo(torch.float16)
         rounding = expected.abs().clamp_min(info.smallest_normal) * info.eps
         assert ((widened(grad) - expected).abs() <= rounding + 50 * loss.precision * largest([expected])).all()
 

@@ -44,6 +44,17 @@ def half(s, t, **_):
     return (s - t.detach()).square().mean().to(torch.float64 if s.dtype == torch.float64 else torch.float32)
 
 
+def one_element(grad):
+    grad = grad.clone()
+    grad.view(-1)[7] *= 1.01
+    return grad
+
+
+def hundredfold_when_silent(s, t, **options):
+    silent = (s.flatten(1).norm(dim=1) == 0).any() if len(s) else torch.tensor(False)
+    return right(_Wrong.apply(s, lambda grad: grad * (1 + 300 * silent)), t, **options)
+
+
 def graph_break(s, t, **options):
     return right(s, t, **options) * float(bool(s.sum() > -1e30))
 
@@ -88,13 +99,15 @@ FAULTS = [
     (lambda s, t, **_: right(s, t.roll(1, 0)), "test_samples_are_independent", ()),
     (lambda s, t, **_: right(s, t) * (1 + torch.arange(len(s)).sum()), "test_samples_are_independent", ()),
     (zero_over_zero, "test_silence", ("student", HALF[0])),
+    (hundredfold_when_silent, "test_silence", ("student", HALF[0])),
     (lambda s, t, **_: right(s, t) / (s.shape[0] * s.shape[2] - 1), "test_one_sample_and_one_frame", HALF),
     (lambda s, t, **_: (s - t).square().mean(), "test_empty_batch", ()),
     (not_detached, "test_teacher_is_detached_and_inputs_stay", ()),
     (spoils_its_input, "test_teacher_is_detached_and_inputs_stay", ()),
-    (graph_break, "test_compiles_in_one_graph", ()),
+    (graph_break, "test_compiles_in_one_graph", (True,)),
+    (graph_break, "test_compiles_in_one_graph", (False,)),
     (half, "test_narrow_dtypes_compute_in_float32", (HALF[0], False)),
-    (tiny, "test_half_gradients_of_training_size", HALF),
+    (tiny, "test_half_gradients_of_training_size", ()),
     (with_gradient(torch.zeros_like), "test_training_with_autocast_and_grad_scaler", ()),
     (all_frames, "test_garbage_in_padded_frames", HALF),
     (all_frames, "test_lengths_are_cropping", ()),
@@ -102,13 +115,17 @@ FAULTS = [
 ]
 
 
-def row(function):
-    return Loss("squared error", function, exact, teacher=(3, 6, 5), invariant="batch")
+def row(function, **fields):
+    return Loss("squared error", function, exact, teacher=(3, 6, 5), invariant="batch", **fields)
 
 
 def run(function, test, given):
     """The suite's test, of the loss `function`."""
-    names = {"test_silence": ("who", "dtype"), "test_narrow_dtypes_compute_in_float32": ("dtype", "autocast")}
+    names = {
+        "test_silence": ("who", "dtype"),
+        "test_narrow_dtypes_compute_in_float32": ("dtype", "autocast"),
+        "test_compiles_in_one_graph": ("first_of_its_kind",),
+    }
     names = names.get(test, ("dtype",))
     getattr(suite, test)(row(function), **dict(zip(names, given, strict=False)))
 
@@ -122,3 +139,10 @@ def test_accepts_a_right_loss(test, given):
 def test_rejects(function, test, given):
     with pytest.raises((AssertionError, RuntimeError, ZeroDivisionError)):
         run(function, test, given)
+
+
+@pytest.mark.parametrize("axes", [1, 2])  # 54 elements, each by itself, and 270, along random directions
+def test_rejects_a_gradient_with_one_wrong_element(axes):
+    suite.test_gradient(row(right, spatial=(axes,)))
+    with pytest.raises(RuntimeError, match="Jacobian mismatch"):
+        suite.test_gradient(row(with_gradient(one_element), spatial=(axes,)))

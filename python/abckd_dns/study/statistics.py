@@ -6,6 +6,7 @@ seeds and other utterances would have given another mean. Two systems are compar
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,18 +42,24 @@ def estimate(values: np.ndarray, seed: int = 0) -> Estimate:
     seeds, utterances = values.shape
     if not utterances:
         return Estimate(*[float("nan")] * 4)
-    rng = np.random.default_rng(seed)
     mean = values.mean()
     of_seeds = values.mean(axis=1) - mean
     within = values - of_seeds[:, None]
-    drawn_seeds = rng.integers(seeds, size=(_REPLICATES, seeds))
-    # How often each utterance is drawn, per replicate: its mean is then a matrix product.
-    counts = rng.multinomial(utterances, np.full(utterances, 1 / utterances), size=_REPLICATES) / utterances
+    drawn_seeds, counts = _draws(seeds, utterances, seed)
     over_utterances = np.take_along_axis(counts @ within.T, drawn_seeds, axis=1).mean(axis=1)
     over_seeds = of_seeds[drawn_seeds].mean(axis=1) * _widening(seeds)
     low, high = np.percentile(over_utterances + over_seeds, (2.5, 97.5))
     spread = of_seeds.std(ddof=1) if seeds > 1 else float("nan")
     return Estimate(float(mean), float(low), float(high), float(spread))
+
+
+@functools.lru_cache(maxsize=4)  # a report has hundreds of tables of one shape
+def _draws(seeds: int, utterances: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which seeds each replicate draws, and which share of its utterances each is: a mean is a matrix product."""
+    rng = np.random.default_rng(seed)
+    drawn_seeds = rng.integers(seeds, size=(_REPLICATES, seeds))
+    counts = rng.multinomial(utterances, np.full(utterances, 1 / utterances), size=_REPLICATES) / utterances
+    return drawn_seeds, counts
 
 
 def difference(values: np.ndarray, others: np.ndarray) -> Estimate:
