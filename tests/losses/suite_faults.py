@@ -28,7 +28,7 @@ from abckd_kernels.losses import abc_loss, table
 
 NO_VALUE = "no such value"
 VALUES_ASKED_FOR = (DataDependentOutputException, DynamicOutputShapeException)
-VARIANTS = ("plain", "lengths", "ignore", "weights", "module")
+VARIANTS = ("plain", "all", "module")
 
 # ---------------------------------------------------------------------------------------------- every option
 
@@ -174,8 +174,8 @@ def crossings(form: Loss, variant: str, backward: bool = True) -> list[str]:
     arguments = of_variant(form, student, arguments, variant)
     module = None
     if form.module:
-        weighted = with_option(form, "weights", [0.5] * count_of_weights(form)) if variant == "weights" else form
-        module = copy.deepcopy(weighted.form(dtype))
+        count = count_of_weights(form) if variant == "all" and "weights" in parameters_of(form) else None
+        module = copy.deepcopy((with_option(form, "weights", [0.5] * count) if count else form).form(dtype))
     elif variant == "module":
         own = (*form.options, "weights")
         module = module_of(form)(**{name: arguments.pop(name) for name in own})
@@ -193,12 +193,13 @@ def crossings(form: Loss, variant: str, backward: bool = True) -> list[str]:
 
 
 def has_variant(form: Loss, variant: str) -> bool:
-    """Whether a loss may be called so; "module" is the module with weights of a function without learned parts."""
-    if variant == "weights":
-        return "weights" in parameters_of(form) and count_of_weights(form) is not None
+    """Whether a loss may be called so: with nothing but its features; with padding, rows that don't count and weights,
+    as far as it takes them; and as the module with weights of a function without learned parts.
+    """
+    weighted = "weights" in parameters_of(form) and count_of_weights(form) is not None
     if variant == "module":
-        return not form.module and has_variant(form, "weights") and module_of(form) is not None
-    return variant == "plain" or (form.padded if variant == "lengths" else not form.module and form.takes(variant))
+        return not form.module and weighted and module_of(form) is not None
+    return variant == "plain" or weighted or form.padded or (not form.module and form.takes("ignore"))
 
 
 def module_of(form: Loss):
@@ -211,16 +212,24 @@ def module_of(form: Loss):
 
 
 def of_variant(form: Loss, student, arguments: dict, variant: str) -> dict:
-    """The arguments of a call with padding, weights or rows that don't count, or without."""
-    if variant == "lengths":
-        frames = max(form.frames(student))
-        return arguments | {"lengths": torch.tensor([frames, frames // 2, frames * 2 // 3, 1])}
-    if variant == "ignore":
+    """The arguments of a call of the variant."""
+    if variant == "plain":
+        return arguments
+    given = dict(arguments)
+    if form.padded:
+        given["lengths"] = lengths(form, student)
+    if not form.module and form.takes("ignore"):
         rows = as_list(student)[0][:, 0]
-        return arguments | {"ignore": torch.arange(rows.numel()).view(rows.shape) % 3 == 0}
-    if variant in ("weights", "module") and not form.module:
-        return arguments | {"weights": [0.5] * count_of_weights(form)}
-    return arguments
+        given["ignore"] = torch.arange(rows.numel()).view(rows.shape) % 3 == 0
+    if not form.module and "weights" in parameters_of(form) and (count := count_of_weights(form)):
+        given["weights"] = [0.5] * count
+    return given
+
+
+def lengths(form: Loss, student) -> Tensor:
+    """Of four samples, from all frames to one."""
+    frames = max(form.frames(student))
+    return torch.tensor([frames, frames // 2, frames * 2 // 3, 1])
 
 
 def count_of_weights(form: Loss) -> int | None:

@@ -9,7 +9,6 @@ import pytest
 import suite_faults as faults
 import torch
 from suite import as_list, changed, gradients
-from suite_faults import of_variant
 from torch import nn
 from torch.autograd import forward_ad
 
@@ -145,8 +144,8 @@ def test_forward_mode_is_right_or_refused(form):
 @about(lambda form: form.padded)
 def test_lengths_changed_before_backward(form):
     """A buffer of lengths that is used again: an error, or the gradient of the lengths that forward saw."""
-    student, teacher, arguments = faults.inputs(form, torch.float64)
-    lengths = of_variant(form, student, arguments, "lengths")["lengths"]
+    student, teacher, _ = faults.inputs(form, torch.float64)
+    lengths = faults.lengths(form, student)
     expected = gradients(value_of(form(student, teacher, lengths=lengths.clone())), form.leaves(student))
     value = value_of(form(student, teacher, lengths=lengths))
     lengths.copy_(torch.tensor([1, 2, 1, 2]))

@@ -127,15 +127,17 @@ def test_gram_of_channels_is_ickd():
 # ---------------------------------------------------------------------------------------------- precision
 
 
-@pytest.mark.parametrize("mean", [0.0, 3.0], ids=["", "offset"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=cases.name_of)
 @only(lambda loss: loss.name in ("sp", "pkt", "rkd", "hkd", "irg", "cc"))
 @pytest.mark.big
-def test_speech_sizes_keep_their_digits(loss, dtype, mean):
-    """Required: 1e-3 in float32, 2e-2 for bfloat16 features, whose Gram matrix is the float32 one of the rounded."""
+def test_speech_sizes_keep_their_digits(loss, dtype):
+    """Required: 1e-3 in float32, 2e-2 for bfloat16 features, whose Gram matrix is the float32 one of the rounded.
+
+    Features have a mean, which takes digits from differences.
+    """
     generator = torch.Generator().manual_seed(1)
-    shape = (8, 64, 200, 64)
-    student, teacher = (torch.randn(shape, generator=generator).add_(mean).to(dtype) for _ in range(2))
+    shape = (4, 64, 200, 64)
+    student, teacher = (torch.randn(shape, generator=generator).add_(3).to(dtype) for _ in range(2))
     student.requires_grad_()
     value = loss(student, teacher)
     (grad,) = gradients(value * 2.0**20, student)
