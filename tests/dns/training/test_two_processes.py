@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import safetensors.torch
 import torch
 from accelerate.state import AcceleratorState
 from made_audio import data_arguments
+from pages import indented
 from subprocesses import ENVIRONMENT, HERE
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -32,14 +34,20 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def launched(arguments: list[str]) -> subprocess.Popen:
-    # On a machine without GPUs --multi_gpu means several CPU processes.
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port"]
-    launch += [free_port(), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+# As docs/training.md has them. On a machine without GPUs --multi_gpu means several CPU processes.
+LAUNCHERS = {
+    "accelerate": "accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port PORT --num_machines 1 "
+    "--mixed_precision no --dynamo_backend no",
+    "torchrun": "torch.distributed.run --nproc-per-node 2 --master-port PORT",
+}
+
+
+def run_by(launcher: str, arguments: list[str]) -> int:
+    """The exit code of two processes that a launcher starts."""
+    launch = LAUNCHERS[launcher].replace("PORT", free_port()).split()
     environment = {**ENVIRONMENT, "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(
-        [sys.executable, *launch, "-m", "abckd_dns", *arguments], cwd=HERE, env=environment, start_new_session=True
-    )
+    command = [sys.executable, "-m", *launch, "-m", "abckd_dns", *arguments]
+    return subprocess.run(command, cwd=HERE, env=environment, start_new_session=True, timeout=200).returncode
 
 
 def losses(run) -> dict[int, float]:
@@ -47,19 +55,32 @@ def losses(run) -> dict[int, float]:
     return {event.step: event.value for event in log.Scalars("loss")}
 
 
-def test_two_processes_learn_what_one_does(folders, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def of_one(folders, tmp_path_factory):
+    """The run of one process."""
+    out = tmp_path_factory.mktemp("one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(HERE)
+        main([*COMMAND, *data_arguments(folders), "--steps", "5", "--out", str(out), "--batch-size", "4"])
+    return out
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_learn_what_one_does(folders, of_one, tmp_path, launcher):
     shared = [*COMMAND, *data_arguments(folders), "--steps", "5"]
-    two = launched([*shared, "--out", str(tmp_path / "two"), "--batch-size", "2"])
-    assert two.wait(timeout=200) == 0
-    monkeypatch.chdir(HERE)
-    main([*shared, "--out", str(tmp_path / "one"), "--batch-size", "4"])
-    of_one, of_two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert of_one.keys() == of_two.keys() == set(range(1, 6))
+    assert run_by(launcher, [*shared, "--out", str(tmp_path), "--batch-size", "2"]) == 0
+    one, two = losses(of_one), losses(tmp_path)
+    assert one.keys() == two.keys() == set(range(1, 6))
     # Sums of floats in another order, five AdamW steps long.
-    assert [of_two[step] for step in of_two] == pytest.approx([of_one[step] for step in of_one], rel=1e-4)
-    one, two = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert [two[step] for step in two] == pytest.approx([one[step] for step in two], rel=1e-4)
+    one, two = (safetensors.torch.load_file(run / "model.safetensors") for run in (of_one, tmp_path))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_the_launchers_are_those_of_the_documentation():
+    written = {re.search(r"accelerate|torchrun", line)[0] for line in indented("docs/training.md", ".*-m abckd_dns")}
+    assert written == LAUNCHERS.keys()
 
 
 def one_of_two(rank: int, port: str, index: int | None, arguments: list[str]) -> None:
