@@ -52,6 +52,12 @@ def poisoned_memory(request):
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Whatever tests ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def rng() -> torch.Generator:
     return torch.Generator().manual_seed(1234)

@@ -191,11 +191,13 @@ def test_opcheck(layout, axis, shifted):
 def test_results_do_not_depend_on_threads_or_repetition(backend, shifted):
     x = cases.feature((5, 3, 60, 40)).requires_grad_()
     results, threads = [], torch.get_num_threads()
-    for count in (1, 2, 1):
-        torch.set_num_threads(count)
-        g = gram(x, shifted=shifted)
-        results.append((g, *torch.autograd.grad(g.square().sum(), x)))
-    torch.set_num_threads(threads)
+    try:
+        for count in (1, 2, 1):
+            torch.set_num_threads(count)
+            g = gram(x, shifted=shifted)
+            results.append((g, *torch.autograd.grad(g.square().sum(), x)))
+    finally:
+        torch.set_num_threads(threads)
     for other in results[1:]:
         accuracy.assert_same(other, results[0], backend)
 

@@ -106,10 +106,25 @@ def test_distill_with_several_losses(folders, runs, tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["none", "abc"])
-def test_distill_with_some_labels(folders, runs, tmp_path, loss):
+def test_distill_with_some_labels(folders, runs, tmp_path, monkeypatch, loss):
+    """Examples without clean speech are learned from, and nothing stands in for it but the teacher's output."""
     noisy = ["--noisy", str(folders / "noisy"), "--noisy-fraction", "0.4"]
-    distill(runs, tmp_path, "--loss", loss, *data_arguments(folders), *noisy)
-    assert weights(tmp_path)["mask.weight"].isfinite().all()
+    common = ["--loss", loss, *data_arguments(folders)]
+    distill(runs, tmp_path / "some", *common, *noisy)
+    distill(runs, tmp_path / "all", *common)
+    make, made = data.PartlyLabelled.__getitem__, []
+
+    def without_clean_speech(self, index):
+        example = make(self, index)
+        made.append(bool(example["has_clean"]))
+        return example if made[-1] else {**example, "clean": torch.full_like(example["clean"], math.nan)}
+
+    monkeypatch.setattr(data.PartlyLabelled, "__getitem__", without_clean_speech)
+    distill(runs, tmp_path / "nan", *common, *noisy)
+    assert set(made) == {True, False}
+    some, every, nan = (weights(tmp_path / name) for name in ("some", "all", "nan"))
+    assert all(torch.equal(some[name], nan[name]) for name in some)
+    assert not torch.equal(some["mask.weight"], every["mask.weight"])
 
 
 def test_bf16_run_learns_the_same_weights_to_its_precision(folders, tmp_path):
