@@ -57,7 +57,8 @@ class Launches(list):
 
     def __call__(self, kernel, programs, like, *args, **constants):
         given = {"num_warps": "num_warps", "num_stages": "num_stages", "registers": "maxnreg"}
-        options = {"num_warps": 4} | {of: constants.pop(name) for name, of in given.items() if name in constants}
+        options = {of: constants.pop(name) for name, of in given.items() if name in constants}
+        options = {"num_warps": 4} | {name: value for name, value in options.items() if value is not None}
         self.append((kernel, args, constants, options))
 
 
