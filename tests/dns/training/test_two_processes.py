@@ -105,7 +105,7 @@ def forked(arguments: list[str], index: int | None = None) -> list[int]:
     Autograd's threads do not survive a fork: a process in which a test has run a backward pass must not be forked.
     """
     context, port = multiprocessing.get_context("forkserver"), free_port()
-    context.set_forkserver_preload(["abckd_dns.training.distillation"])
+    context.set_forkserver_preload(["abckd_dns.training.distillation", "torch._dynamo", "torch.utils.tensorboard"])
     both = [context.Process(target=one_of_two, args=(rank, port, index, arguments)) for rank in (0, 1)]
     for process in both:
         process.start()
