@@ -10,7 +10,7 @@ An op is one schema in the dispatcher's namespace `abckd` with one implementatio
 `abckd::op` itself serves every device: where the extension has no kernel it falls back to what `auto` chooses.
 
 Environment variables:
-    ABCKD_BACKEND     auto (default) or the name of a backend that every op must use
+    ABCKD_BACKEND     auto (default) or the name of a backend to force, as `use_backend` does
     ABCKD_CPU_ISA     baseline, avx2 or avx512: the instruction set of the cpu backend (default: the best there is)
     TRITON_INTERPRET  1: Triton's own switch; its kernels then run in the interpreter, on CPU tensors
     ABCKD_BUILD_CUDA  auto (default), 1 or 0: read by setup.py only
@@ -106,17 +106,26 @@ def runs_on(built: str, major: int, minor: int) -> bool:
 def choose(op: str, device: str) -> str:
     """The backend that serves `op` on a device type: the forced one, else the first of PREFERENCE that can.
 
-    On the CPU the interpreter is for tests only and is never chosen by itself.
+    An op without native kernels for the device that is forced is served as by "auto", with a warning (`use_backend`).
     Raises RuntimeError if the forced backend can't serve, with the reason and the backends that can.
     """
-    if _forced != "auto":
-        reason = why_not(op, _forced, device)
-        if reason is None:
-            return _forced
-        able = [name for name in PREFERENCE if why_not(op, name, device) is None]
-        raise RuntimeError(
-            f"backend '{_forced}' was asked for but can't serve {op} on {device}: {reason}. Able: {', '.join(able)}"
-        )
+    if _forced == "auto":
+        return _preferred(op, device)
+    reason = why_not(op, _forced, device)
+    if reason is None:
+        return _forced
+    if _forced == device and _forced not in _OPS[op]:
+        serving = _preferred(op, device)
+        _warn_once(f"backend '{_forced}' was asked for, but {reason}: {serving} serves it")
+        return serving
+    able = [name for name in PREFERENCE if why_not(op, name, device) is None]
+    raise RuntimeError(
+        f"backend '{_forced}' was asked for but can't serve {op} on {device}: {reason}. Able: {', '.join(able)}"
+    )
+
+
+def _preferred(op: str, device: str) -> str:
+    """The first of PREFERENCE that serves. On the CPU the interpreter is for tests only, and is never chosen."""
     for name in PREFERENCE:
         if name == "triton" and device != "cuda":
             continue
@@ -145,13 +154,18 @@ def kernel(op: str, device: torch.device) -> Callable:
 
 
 class use_backend:  # noqa: N801 - reads as a verb, both as a call and as a context manager
-    """Force one backend for every op, or return to "auto".
+    """Force one backend for every op that has it, or return to "auto".
 
     `use_backend("reference")` holds from now on; `with use_backend("reference"): ...` for the block only. The backend
     is chosen when an op runs, so a backward pass outside the block follows the choice that holds there. All threads
     of the process share it.
 
-    Raises ValueError for an unknown name. Whether the backend can serve is checked when an op runs.
+    "cpu" and "cuda" ask for the extension's kernels on tensors of that device. Not every op has such kernels in this
+    version (`python -m abckd_kernels.info` lists them): one that has none is served as by "auto", and a warning says so
+    once, so that no loss is lost to the choice. Whatever else keeps a forced backend from serving is a RuntimeError
+    when an op runs: an extension that was not built, or tensors of another device.
+
+    Raises ValueError for an unknown name.
     """
 
     def __init__(self, name: str):

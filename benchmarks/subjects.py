@@ -160,8 +160,8 @@ def able(device: str) -> list[str]:
 
 
 def in_force(backend: str | None):
-    """A context in which `backend` serves; None: as is. "cpu": PyTorch serves the ops that have no kernels there."""
-    return contextlib.nullcontext() if backend is None else use_backend("auto" if backend == "cpu" else backend)
+    """A context in which `backend` serves; None: as is."""
+    return contextlib.nullcontext() if backend is None else use_backend(backend)
 
 
 def as_list(x: Inputs) -> list[Tensor]:

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import cases
 import pytest
 import torch
 
 from abckd_kernels import abc_loss, backends, info, tap, use_backend
+from abckd_kernels.losses import dist_loss, review_loss
 
 NAMES = "tap compress correlation divergence dots gram pointwise project pyramid spectral".split()
 OPS = tuple(f"{op}_{direction}" for op in NAMES for direction in ("forward", "backward"))
@@ -120,6 +122,26 @@ def test_unknown_name():
 def test_forcing_what_cannot_serve_says_why_and_what_can():
     with use_backend("cuda"), pytest.raises(RuntimeError, match=r"cuda.*tap_forward.*cpu.*Able: .*reference"):
         tap(torch.randn(2, 3, 4))
+
+
+@native
+@pytest.mark.parametrize("loss", [dist_loss, review_loss])
+def test_forcing_the_compiled_kernels_takes_no_loss_away(loss):
+    """Their ops have none in this version: PyTorch serves them, and a warning says so once."""
+    student, teacher = torch.randn(2, 3, 9, 5), torch.randn(2, 3, 9, 5)
+    expected = loss(student, teacher)
+    backends._warn_once.cache_clear()
+    with use_backend("cpu"):
+        with pytest.warns(UserWarning, match="_forward has no cpu implementation in this version: reference serves it"):
+            assert loss(student, teacher) == expected
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loss(student, teacher)
+
+
+def test_a_device_without_kernels_of_the_forced_backend_is_an_error_even_so():
+    with use_backend("cpu"), pytest.raises(RuntimeError, match=r"'cpu' .* correlation_forward on cuda: .* Able: .*ref"):
+        backends.choose("correlation_forward", "cuda")
 
 
 @pytest.mark.skipif(backends.TRITON_INTERPRET, reason="the interpreter serves CPU tensors")

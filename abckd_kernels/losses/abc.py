@@ -14,7 +14,7 @@ Source: our reading of the abstract of ABC-KD, arXiv 2305.16665; the abstract is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from .common.features import Padding, checked, without_autocast
 from .common.modules import hold_weights
 from .common.normalisation import Linear
 from .common.options import Count, Positive, check_options
-from .common.taps import Taps, padding_of, tapped
+from .common.taps import Attending, TapOptions, Taps, padding_of, tapped
 
 Features = Tensor | Sequence[Tensor]
 SCORES = ("similarity", "uniform")
@@ -75,7 +75,7 @@ def abc_loss(
 
     Raises TypeError or ValueError that names the argument, the layer, what was expected and what came.
     """
-    options = {"temperature": temperature, "grid": grid, "normalize": normalize, "reduction": reduction}
+    options = _Options(temperature=temperature, grid=grid, normalize=normalize, reduction=reduction)
     check_options(abc_loss, **options)
     students, teachers, padding = checked(student_features, teacher_features, lengths, padded_length, axes=True)
     student, teacher = tapped(students, teachers, padding, power=power, means=False)
@@ -83,7 +83,7 @@ def abc_loss(
     return (loss, attention) if return_attention else loss
 
 
-class ABCLoss(nn.Module):
+class ABCLoss(Attending):
     """`abc_loss` with learned scores s_ij = (W_i^Q mu(S_i)) . (W_j^K mu(T_j) + e_j) / sqrt(dim), mu = channel mean.
 
     student_channels   C of the n student layers.
@@ -119,12 +119,12 @@ class ABCLoss(nn.Module):
         super().__init__()
         self.student_channels = check_channels("student_channels", student_channels)
         self.teacher_channels = check_channels("teacher_channels", teacher_channels)
-        self.options = {"temperature": temperature, "grid": grid, "normalize": normalize, "reduction": reduction}
+        self.options = _Options(temperature=temperature, grid=grid, normalize=normalize, reduction=reduction)
         check_options(ABCLoss.__init__, dim=dim, scores=scores, **self.options)
         if detach_queries and scores != "learned":
             raise ValueError(f"detach_queries: scores={scores!r} has no queries")
         self.scores, self.detach_queries = scores, detach_queries
-        self.tap_options = {"power": check_power(power), "means": scores == "learned"}
+        self.tap_options = TapOptions(power=check_power(power), means=scores == "learned")
         pairs = (len(student_channels), len(teacher_channels))
         hold_weights(self, weights, pairs[0])
         self.register_buffer("mask", check_mask(mask, pairs), persistent=False)
@@ -132,21 +132,6 @@ class ABCLoss(nn.Module):
             self.queries = nn.ModuleList(Linear(count, dim, bias=False) for count in student_channels)
             self.keys = nn.ModuleList(Linear(count, dim, bias=False) for count in teacher_channels)
             self.layer_embedding = nn.Parameter(torch.randn(pairs[1], dim) / dim**0.5)
-
-    def forward(
-        self,
-        student_features: Features,
-        teacher_features: Features,
-        *,
-        lengths: Tensor | None = None,
-        padded_length: int | None = None,
-        return_attention: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """The loss of features in the order of the channels given at construction; arguments as in `abc_loss`."""
-        students, teachers, padding = checked(student_features, teacher_features, lengths, padded_length, axes=True)
-        taps = tapped(students, teachers, padding, **self.tap_options)
-        loss, attention = self.from_taps(*taps, **padding._asdict())
-        return (loss, attention) if return_attention else loss
 
     def from_taps(
         self, student: Taps, teacher: Taps, *, lengths: Tensor | None = None, padded_length: int | None = None
@@ -169,6 +154,15 @@ class ABCLoss(nn.Module):
             queries = torch.stack([f(mean) for f, mean in zip(self.queries, student_means, strict=True)], 1)
             keys = torch.stack([f(mean) for f, mean in zip(self.keys, teacher_means, strict=True)], 1)
             return queries @ (keys + wide(self.layer_embedding)).transpose(1, 2) / self.layer_embedding.shape[1] ** 0.5
+
+
+class _Options(TypedDict):
+    """What the function and its module are told alike of what `_compressed` does."""
+
+    temperature: float
+    grid: Sequence[int] | None
+    normalize: str
+    reduction: str
 
 
 def _compressed(

@@ -27,7 +27,7 @@ from .common.checks import (
 from .common.features import batch_mean, checked, weighted, without_autocast
 from .common.modules import hold_weights
 from .common.normalisation import NormalisedLinear
-from .common.taps import Taps, cells, distances, padding_of, tapped
+from .common.taps import Attending, TapOptions, Taps, cells, distances, padding_of, tapped
 
 __all__ = ["AFDLoss", "afd_loss"]
 
@@ -93,7 +93,7 @@ def _attended(students, teachers, attention, distance, padding, weights) -> Tens
     return weighted(losses, weights, (students, teachers))
 
 
-class AFDLoss(nn.Module):
+class AFDLoss(Attending):
     """`afd_loss` with a learned attention over the student's layers, for each teacher layer.
 
     From the channel means mu of every feature (BN: batch normalisation over the batch):
@@ -128,28 +128,13 @@ class AFDLoss(nn.Module):
         check_count("dim", dim)
         check_choice("distance", distance, DISTANCES)
         n, m = len(self.student_channels), len(self.teacher_channels)
-        self.distance, self.tap_options = distance, {"power": 2, "means": True}
+        self.distance, self.tap_options = distance, TapOptions(power=2, means=True)
         hold_weights(self, weights, m)
         self.keys = nn.ModuleList(NormalisedLinear(channels, dim) for channels in self.student_channels)
         self.key_mixer = NormalisedLinear(dim, dim * m, bias=False)  # alike for all i, softmax_i would not see it
         self.queries = nn.ModuleList(NormalisedLinear(channels, dim) for channels in self.teacher_channels)
         self.student_embedding = nn.Parameter(torch.randn(n, dim) / dim**0.5)
         self.teacher_embedding = nn.Parameter(torch.randn(m, dim) / dim**0.5)
-
-    def forward(
-        self,
-        student_features: Features,
-        teacher_features: Features,
-        *,
-        lengths: Tensor | None = None,
-        padded_length: int | None = None,
-        return_attention: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """The loss of features in the order of the channels given at construction; (loss, attention) if asked for."""
-        students, teachers, padding = checked(student_features, teacher_features, lengths, padded_length)
-        taps = tapped(students, teachers, padding, **self.tap_options)
-        loss, attention = self.from_taps(*taps, **padding._asdict())
-        return (loss, attention) if return_attention else loss
 
     def from_taps(
         self, student: Taps, teacher: Taps, *, lengths: Tensor | None = None, padded_length: int | None = None

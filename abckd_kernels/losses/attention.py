@@ -23,7 +23,7 @@ from .common.checks import check_choice
 from .common.features import Padding, batch_mean, check_equal, check_pairs, checked, weighted
 from .common.modules import Configured
 from .common.options import check_options
-from .common.taps import Taps, cells, distances, padding_of, tapped
+from .common.taps import TapOptions, Taps, cells, distances, padding_of, tapped
 
 __all__ = ["ATLoss", "at_loss"]
 
@@ -102,7 +102,7 @@ class ATLoss(Configured, function=at_loss):
         super().__init__(**options)
         views = _checked_views(options.get("views", ("position",)))
         power = check_power(options.get("power", 2))
-        self.tap_options = None if "channel" in views else {"power": power, "means": False}
+        self.tap_options = None if "channel" in views else TapOptions(power=power, means=False)
 
     def from_taps(
         self, student: Taps, teacher: Taps, *, lengths: Tensor | None = None, padded_length: int | None = None

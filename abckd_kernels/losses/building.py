@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .common.checks import listed
+from .common.features import check_pairs
 from .entries import entry_of
 
 Features = Tensor | Sequence[Tensor]
@@ -35,8 +36,8 @@ def build(name: str, student_features: Features = (), teacher_features: Features
     if entry.inputs != "features" or not (needs.channels or needs.layers == "chain"):
         return entry.module(**options)
     students, teachers = listed("student_features", student_features), listed("teacher_features", teacher_features)
-    if needs.layers != "any" and len(students) != len(teachers):
-        raise ValueError(f"teacher_features: expected {len(students)}, one per student feature, got {len(teachers)}")
+    if needs.layers != "any":
+        check_pairs(len(students), len(teachers))
     if needs.layers == "chain" and len(students) < 2:
         raise ValueError(f"student_features: {name} compares consecutive layers, expected at least 2, got 1")
     if needs.spatial_axes:

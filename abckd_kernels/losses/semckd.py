@@ -26,8 +26,9 @@ from .common.checks import (
     check_count,
     check_layer_channels,
     check_layer_count,
+    listed,
 )
-from .common.features import Padding, batch_mean, checked, resized, smaller, weighted, without_autocast
+from .common.features import Padding, batch_mean, checked, on_one_grid, weighted, without_autocast
 from .common.modules import hold_weights
 from .common.normalisation import Linear, ValidBatchNorm, convolution
 from .common.taps import cells
@@ -63,16 +64,16 @@ def semckd_loss(
     Returns a scalar in float32 (float64 if a feature is). Raises TypeError or ValueError that names the argument; layer
     j of item i is student_features[i * m + j].
     """
-    groups = [student_features] if isinstance(student_features, Tensor) else student_features
-    flattened = [y for x in groups for y in (x if isinstance(x, (list, tuple)) else [x])]
+    groups: Sequence[Features] = [student_features] if isinstance(student_features, Tensor) else student_features
+    flattened = [y for index, x in enumerate(groups) for y in listed(f"student_features[{index}]", x)]
     students, teachers, padding = checked(flattened, teacher_features, lengths, padded_length)
-    m, students = len(teachers), iter([padding.zeroed(wide(x)) for x in students])
+    m, given = len(teachers), iter([padding.zeroed(wide(x)) for x in students])
     projected = []
     for index, x in enumerate(groups):
         if isinstance(x, Tensor):
-            projected.append([next(students)] * m)
+            projected.append([next(given)] * m)
         elif len(x) == m:
-            projected.append([next(students) for _ in x])
+            projected.append([next(given) for _ in x])
         else:
             raise ValueError(f"student_features[{index}]: expected a feature or {m}, one per teacher, got {len(x)}")
     for i, group in enumerate(projected):
@@ -107,11 +108,11 @@ def _calibrated(
     for i, group in enumerate(students):
         errors = []
         for j, (s, t) in enumerate(zip(group, teachers, strict=True)):
-            grid = smaller(s, t)
-            s, t = (x if list(x.shape[2:]) == grid else resized(x, grid, padding) for x in (s, t))
-            errors.append(error(i, j, s, t) / (cells(grid, padding) * t.shape[1]))
-        errors = torch.stack(errors, 1)
-        per_sample = errors.mean(1) if attention is None else (attention[:, i].to(errors) * errors).sum(1)
+            s, t = on_one_grid(s, t, padding)
+            errors.append(error(i, j, s, t) / (cells(s.shape[2:], padding) * t.shape[1]))
+        by_teacher = torch.stack(errors, 1)
+        shares = None if attention is None else attention[:, i].to(by_teacher)
+        per_sample = by_teacher.mean(1) if shares is None else (shares * by_teacher).sum(1)
         losses.append(batch_mean(per_sample))
     return weighted(losses, weights, (*students, teachers))
 
@@ -174,7 +175,7 @@ class SemCKDLoss(nn.Module):
         )
         make = _Linear if regressor == "linear" else _Convolutions
         self.regressors = nn.ModuleList(
-            nn.ModuleList(make(s, t, of_axes) for t in self.teacher_channels) for s in self.student_channels
+            _Regressors(make(s, t, of_axes) for t in self.teacher_channels) for s in self.student_channels
         )
 
     def forward(
@@ -205,7 +206,7 @@ class SemCKDLoss(nn.Module):
             loss = _calibrated(
                 [[s] * len(teachers) for s in students],
                 teachers,
-                lambda i, j, s, t: self.regressors[i][j].error(s, t, padding),
+                lambda i, j, s, t: self.regressors[i](j, s, t, padding),
                 attention,
                 padding,
                 self.weights,
@@ -229,13 +230,20 @@ class SemCKDLoss(nn.Module):
         return students, (queries @ keys.mT).softmax(2)
 
 
+class _Regressors(nn.ModuleList):
+    """Those of a student layer, one per teacher layer."""
+
+    def forward(self, j: int, s: Tensor, t: Tensor, padding: Padding) -> Tensor:
+        return self[j](s, t, padding)
+
+
 class _Linear(nn.Linear):
     """A 1x1 convolution of features with any number of spatial axes."""
 
-    def __init__(self, inputs: int, outputs: int, of_axes: type[nn.Module]):
+    def __init__(self, inputs: int, outputs: int, of_axes: Callable[..., nn.Module]):
         super().__init__(inputs, outputs)
 
-    def error(self, s: Tensor, t: Tensor, padding: Padding) -> Tensor:
+    def forward(self, s: Tensor, t: Tensor, padding: Padding) -> Tensor:  # type: ignore[override]
         """Sums of squares of the projection's error, (B,)."""
         return project(s, wide(self.weight), t, bias=wide(self.bias), **padding._asdict())
 
@@ -243,7 +251,7 @@ class _Linear(nn.Linear):
 class _Convolutions(nn.Module):
     """The published regressor."""
 
-    def __init__(self, inputs: int, outputs: int, of_axes: type[nn.Module]):
+    def __init__(self, inputs: int, outputs: int, of_axes: Callable[..., nn.Module]):
         super().__init__()
         width = 2 * outputs
         self.convolutions = nn.ModuleList(
@@ -255,7 +263,7 @@ class _Convolutions(nn.Module):
         )
         self.norms = nn.ModuleList(ValidBatchNorm(width) for _ in range(2))
 
-    def error(self, s: Tensor, t: Tensor, padding: Padding) -> Tensor:
+    def forward(self, s: Tensor, t: Tensor, padding: Padding) -> Tensor:
         """Sums of squares of the projection's error, (B,); zero in frames that are not valid, as the target is."""
         x = s
         for layer, norm in zip(self.convolutions, self.norms, strict=False):

@@ -142,9 +142,10 @@ class _Call(NamedTuple):
 def composite(contract: Contract) -> Callable:
     """The op in Python, differentiable."""
 
-    def kernel(*values):
+    def kernel(*values: object):
         arguments = dict(zip(contract.arguments, values, strict=True))
-        tensors, places = [], {}
+        tensors: list[Tensor] = []
+        places = {}
         for name, value in arguments.items():
             items = _tensors(value)
             places[name] = range(len(tensors), len(tensors) + len(items))
@@ -165,7 +166,7 @@ def composite(contract: Contract) -> Callable:
     return kernel
 
 
-def _tensors(value) -> list[Tensor]:
+def _tensors(value: object) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     return [x for x in value if isinstance(x, Tensor)] if isinstance(value, list | tuple) else []
@@ -249,7 +250,7 @@ def _first_derivative(ctx, grads, saved) -> list[Tensor | None]:
         name: next(flat) if kind is None else [next(flat) for _ in range(kind)]
         for name, kind in zip(contract.results, ctx.kinds, strict=True)
     }
-    reached = None
+    reached: list[int] = []  # the items that pass through for which backward is called
     if contract.passing:
         own, *others = by_result.values()
         places = ctx.places[contract.passing]
@@ -266,7 +267,7 @@ def _first_derivative(ctx, grads, saved) -> list[Tensor | None]:
             return [any(needed[k] for k in ctx.places[argument]) for argument in contract.differentiated]
         if name.startswith("grad_"):
             grad = by_result[name.removeprefix("grad_")]
-            return [grad[k] if grad else None for k in reached] if reached is not None else grad
+            return [grad[k] if grad else None for k in reached] if contract.passing else grad
         kept = ctx.kept[name]
         if not isinstance(kept, _Saved):
             return kept

@@ -1,7 +1,7 @@
-// gram on a CPU. A task owns a chunk of one group's columns and goes through it in blocks: the rows of a block are packed, widened
-// and shifted, into a buffer that the caches hold, so that memory carries the feature once, whatever its strides. Forward
-// multiplies tiles of rows with each other (the upper half of the symmetric matrix), each register an accumulator over
-// every kLanes-th column of the block; backward multiplies panels of the matrix with the block.
+// gram on a CPU. A task owns a chunk of one group's columns and goes through it in blocks: the rows of a block are
+// packed, widened and shifted, into a buffer that the caches hold, so that memory carries the feature once, whatever
+// its strides. Forward multiplies tiles of rows with each other (the upper half of the symmetric matrix), each register
+// an accumulator over every kLanes-th column of the block; backward multiplies panels of the matrix with the block.
 // Accumulation: float over a block's columns (double for f64), double over blocks.
 namespace abckd::cpu::ABCKD_ISA {
 
@@ -9,9 +9,11 @@ inline int64_t gram_columns(const GramArguments& a) { return a.outer * a.inner; 
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-// Columns packed at once: some 500 KB at most, and long enough to make the sums over lanes cheap.
+// Columns packed at once: some 500 KB at most, and long enough to make the sums over lanes cheap. However many lanes
+// there are, each adds at most 32 floats in a row, since the rounding errors of a longer sum would grow.
 inline int64_t gram_block(const GramArguments& a) {
-  return std::max<int64_t>(128, std::min<int64_t>(512, 131072 / a.rows / 64 * 64));
+  constexpr int64_t kFloats = ABCKD_VECTOR_BYTES / sizeof(float);
+  return std::max<int64_t>(8 * kFloats, std::min<int64_t>(32 * kFloats, 131072 / a.rows / 64 * 64));
 }
 
 // Columns of a task. The matrices of all tasks, in double, take at most a quarter of the feature's memory.
@@ -123,8 +125,8 @@ struct Gram {
     std::unique_ptr<A[]> data;
 
     Packed(const GramArguments& a, int64_t rows)
-        // A vector more than the block, for what is written behind the last run; the odd one keeps rows out of each other's
-        // cache sets.
+        // A vector more than the block, for what is written behind the last run; the odd one keeps rows out of each
+        // other's cache sets.
         : stride(gram_block(a) + 3 * kLanes), data(new A[rows * stride]) {
       std::fill(data.get() + a.rows * stride, data.get() + rows * stride, A(0));
     }

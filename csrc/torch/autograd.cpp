@@ -114,7 +114,7 @@ struct State : torch::CustomClassHolder {
   std::vector<size_t> offsets;        // of each argument's tensors among all that the op was given
   std::vector<size_t> result_counts;  // tensors in each result of the op
   std::vector<bool> result_is_list;
-  Stack kept;                         // per argument of backward: what is no tensor; the number of saved tensors for those
+  Stack kept;                         // per argument of backward: what is no tensor; of tensors, how many are saved
   edge_list edges;                    // to whatever the gradients depend on
   c10::DeviceType device;
 
@@ -147,7 +147,8 @@ struct State : torch::CustomClassHolder {
 };
 
 struct Derived : torch::autograd::Function<Derived> {
-  static variable_list forward(AutogradContext* context, at::TensorList inputs, const c10::intrusive_ptr<State>& state) {
+  static variable_list forward(AutogradContext* context, at::TensorList inputs,
+                               const c10::intrusive_ptr<State>& state) {
     const Contract& contract = state->contract;
     const Stack fresh = state->run(true);
     variable_list outputs, saved;
@@ -185,7 +186,8 @@ struct Derived : torch::autograd::Function<Derived> {
       if (grad.defined() && grad.requires_grad()) edges.push_back(torch::autograd::impl::gradient_edge(grad));
     }
     for (const Tensor& result : results) {
-      const bool passes = std::any_of(grads.begin(), grads.end(), [&](const Tensor& grad) { return grad.is_same(result); });
+      const bool passes =
+          std::any_of(grads.begin(), grads.end(), [&](const Tensor& grad) { return grad.is_same(result); });
       if (!passes) refuse_derivatives(result, edges);
     }
     return results;
@@ -392,7 +394,9 @@ void differentiate(const std::string& op, Choose choose) {
   struct Functor : c10::OperatorKernel {
     std::unique_ptr<Contract> contract;
     explicit Functor(std::unique_ptr<Contract> contract) : contract(std::move(contract)) {}
-    void operator()(const c10::OperatorHandle& handle, c10::DispatchKeySet, Stack* stack) { (*contract)(handle, stack); }
+    void operator()(const c10::OperatorHandle& handle, c10::DispatchKeySet, Stack* stack) {
+      (*contract)(handle, stack);
+    }
   };
   // Never destroyed: an op is registered as long as the process runs.
   auto* library = new torch::Library(torch::Library::IMPL, "abckd", std::nullopt, __FILE__, __LINE__);

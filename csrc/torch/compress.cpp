@@ -1,4 +1,4 @@
-// compress over torch's tensors: checks, memory for the results, and the tables of pointers and sizes that launchers want.
+// compress over torch's tensors: checks, memory for the results, and launchers' tables of pointers and sizes.
 #include "ops.h"
 
 #include <ATen/TensorOperators.h>

@@ -5,7 +5,8 @@ namespace abckd {
 namespace {
 
 // `student` and `teacher` contiguous; the caller keeps them alive.
-DivergenceArguments describe(const Tensor& student, const Tensor& teacher, int64_t kind, double beta, double temperature) {
+DivergenceArguments describe(const Tensor& student, const Tensor& teacher, int64_t kind, double beta,
+                             double temperature) {
   return {dtype_of(student), static_cast<DivergenceKind>(kind), beta, temperature, student.size(0), student.size(1),
           student.size(2),   student.const_data_ptr(),          teacher.const_data_ptr()};
 }
@@ -15,8 +16,8 @@ void check(const Tensor& student, const Tensor& teacher, int64_t kind, double te
                     student.sizes());
   check_shape("teacher", teacher, student.sizes());
   check_device("teacher", teacher, student.device());
-  TORCH_CHECK_TYPE(teacher.scalar_type() == student.scalar_type(), "teacher: expected ", student.scalar_type(), ", got ",
-                   teacher.scalar_type());
+  TORCH_CHECK_TYPE(teacher.scalar_type() == student.scalar_type(), "teacher: expected ", student.scalar_type(),
+                   ", got ", teacher.scalar_type());
   TORCH_CHECK_VALUE(kind >= 0 && kind <= 2, "kind: expected 0, 1 or 2, got ", kind);
   TORCH_CHECK_VALUE(temperature > 0, "temperature: expected a positive number, got ", temperature);
 }

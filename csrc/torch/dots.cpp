@@ -13,7 +13,8 @@ void check(const Tensor& x, const Tensor& y) {
   TORCH_CHECK_VALUE(x.dim() >= 3, "x: expected (B, C, T) or (B, C, T, F), got ", x.sizes());
   check_shape("y", y, x.sizes());
   check_device("y", y, x.device());
-  TORCH_CHECK_TYPE(x.scalar_type() == y.scalar_type(), "y: expected ", x.scalar_type(), " as of x, got ", y.scalar_type());
+  TORCH_CHECK_TYPE(x.scalar_type() == y.scalar_type(), "y: expected ", x.scalar_type(), " as of x, got ",
+                   y.scalar_type());
 }
 
 }  // namespace

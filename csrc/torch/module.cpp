@@ -37,8 +37,8 @@ void differentiate(const std::string& op, const std::function<std::string(std::s
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.doc() = "Kernels of abckd_kernels, and the derivatives of its ops";
   module.def("differentiate", &differentiate,
-             "op, choose: abckd::<op> becomes <op>_forward with the derivative <op>_backward; choose(kernel, device) names the"
-             " overload that runs");
+             "op, choose: abckd::<op> becomes <op>_forward with the derivative <op>_backward; choose(kernel, device)"
+             " names the overload that runs");
   module.attr("has_cuda") = kHasCuda;
   module.def("build_info", &build_info, "what was built, as a dict of strings");
 }

@@ -41,11 +41,12 @@ struct Operands {
     TORCH_CHECK_VALUE(student.dim() == 3 || student.dim() == 4, "student: expected (B, C, T) or (B, C, T, F), got ",
                       student.sizes());
     for (int64_t axis = 1; axis < student.dim(); ++axis) {
-      TORCH_CHECK_VALUE(student.size(axis) > 0, "student: channels and spatial sizes must not be zero, got ", student.sizes());
+      TORCH_CHECK_VALUE(student.size(axis) > 0, "student: channels and spatial sizes must not be zero, got ",
+                        student.sizes());
     }
     TORCH_CHECK_VALUE(given_third.has_value() == kind.third, "third: not what kind ", std::string(name), " takes");
-    TORCH_CHECK_VALUE(given_per_channel.has_value() == kind.per_channel, "per_channel: not what kind ", std::string(name),
-                      " takes");
+    TORCH_CHECK_VALUE(given_per_channel.has_value() == kind.per_channel, "per_channel: not what kind ",
+                      std::string(name), " takes");
     teacher = laid_out("teacher", given_teacher);
     if (kind.third) third = laid_out("third", *given_third);
     if (kind.per_channel) {

@@ -12,10 +12,12 @@ struct Operands {
   Lengths valid;
   ProjectArguments arguments{};
 
-  Operands(const Tensor& given, const Tensor& given_weight, at::TensorList given_teachers, const MaybeTensor& given_bias,
-           const MaybeTensor& given_attention, const MaybeTensor& lengths, int64_t padded_length)
+  Operands(const Tensor& given, const Tensor& given_weight, at::TensorList given_teachers,
+           const MaybeTensor& given_bias, const MaybeTensor& given_attention, const MaybeTensor& lengths,
+           int64_t padded_length)
       : student(dense(given)), valid(lengths, padded_length, given.dim() > 0 ? given.size(0) : 0, given.device()) {
-    TORCH_CHECK_VALUE(given.dim() == 3 || given.dim() == 4, "student: expected (B, C, T) or (B, C, T, F), got ", given.sizes());
+    TORCH_CHECK_VALUE(given.dim() == 3 || given.dim() == 4, "student: expected (B, C, T) or (B, C, T, F), got ",
+                      given.sizes());
     TORCH_CHECK_VALUE(!given_teachers.empty(), "teachers: expected at least one");
     const auto type = accumulation_type(student.scalar_type());
     at::DimVector expected(student.sizes());
@@ -23,7 +25,8 @@ struct Operands {
     for (const Tensor& teacher : given_teachers) {
       check_shape("teachers", teacher, expected);
       check_device("teachers", teacher, student.device());
-      TORCH_CHECK_TYPE(accumulation_type(teacher.scalar_type()) == type, "teachers: expected float64 exactly if student is");
+      TORCH_CHECK_TYPE(accumulation_type(teacher.scalar_type()) == type,
+                       "teachers: expected float64 exactly if student is");
       features.push_back(feature_of(teachers.emplace_back(dense(teacher))));
     }
     const int64_t count = static_cast<int64_t>(teachers.size());

@@ -17,17 +17,19 @@ void check(const Tensor& student, const Tensor& teacher, double exponent, double
   TORCH_CHECK_VALUE((student.dim() == 4 || student.dim() == 5) && student.size(-1) == 2,
                     "student: expected pairs (B, F, T, 2) or (B, C, F, T, 2), got ", student.sizes());
   for (int64_t axis = 1; axis < student.dim(); ++axis) {
-    TORCH_CHECK_VALUE(student.size(axis) > 0, "student: channels, bands and frames must not be zero, got ", student.sizes());
+    TORCH_CHECK_VALUE(student.size(axis) > 0, "student: channels, bands and frames must not be zero, got ",
+                      student.sizes());
   }
   check_shape("teacher", teacher, student.sizes());
   check_device("teacher", teacher, student.device());
-  TORCH_CHECK_TYPE(teacher.scalar_type() == student.scalar_type(), "teacher: expected ", student.scalar_type(), ", got ",
-                   teacher.scalar_type());
+  TORCH_CHECK_TYPE(teacher.scalar_type() == student.scalar_type(), "teacher: expected ", student.scalar_type(),
+                   ", got ", teacher.scalar_type());
   TORCH_CHECK_VALUE(exponent > 0 && exponent <= 2, "exponent: expected a number above 0, at most 2, got ", exponent);
   TORCH_CHECK_VALUE(eps >= 1e-30 && std::isfinite(eps), "eps: expected a number above 0, at least 1e-30, got ", eps);
 }
 
-SpectralArguments describe(const Tensor& student, const Tensor& teacher, double exponent, double eps, const Padding& padding) {
+SpectralArguments describe(const Tensor& student, const Tensor& teacher, double exponent, double eps,
+                           const Padding& padding) {
   SpectralArguments a{};
   a.dtype = dtype_of(student);
   a.batch = student.size(0);

@@ -20,7 +20,8 @@ at::DimVector map_shape(const Tensor& feature) {
 }
 
 TapLayer layer_of(const Tensor& x) {
-  return {x.const_data_ptr(), is_channels_last(x), x.size(1), x.size(2), x.dim() == 4 ? x.size(3) : 1, nullptr, nullptr};
+  const int64_t bands = x.dim() == 4 ? x.size(3) : 1;
+  return {x.const_data_ptr(), is_channels_last(x), x.size(1), x.size(2), bands, nullptr, nullptr};
 }
 
 // Calls launch(arguments) once per dtype that occurs.

@@ -45,15 +45,17 @@ inline Tensor dense_as(const Tensor& x, const Tensor& like) {
   return is_channels_last(like) ? x.movedim(1, -1).contiguous().movedim(-1, 1) : x.contiguous();
 }
 
-// Asks for 2 MB pages below a large result on the CPU. malloc hands large memory back to the system and gets it anew, and then
-// each page costs a fault when it is first written: at 4 KB these cost more than the gradient itself. Only advice: what
-// torch would get without it is what it gets where the system has none. Pages that `x` covers in part are left alone.
+// Asks for 2 MB pages below a large result on the CPU. malloc hands large memory back to the system and gets it anew,
+// and then each page costs a fault when it is first written: at 4 KB these cost more than the gradient itself. Only
+// advice: what torch would get without it is what it gets where the system has none. Pages that `x` covers in part stay
+// as they are.
 inline void advise_huge_pages(const Tensor& x) {
 #if defined(__linux__)
   constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
   if (!x.is_cpu()) return;
   const uintptr_t address = reinterpret_cast<uintptr_t>(x.const_data_ptr());
-  const uintptr_t begin = (address + kHugePage - 1) / kHugePage * kHugePage, end = (address + x.nbytes()) / kHugePage * kHugePage;
+  const uintptr_t begin = (address + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (address + x.nbytes()) / kHugePage * kHugePage;
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }
@@ -100,6 +102,8 @@ struct Lengths {
 };
 
 // Scratch memory of a launch.
-inline Tensor workspace(int64_t bytes, const Tensor& like) { return at::empty({bytes}, like.options().dtype(at::kByte)); }
+inline Tensor workspace(int64_t bytes, const Tensor& like) {
+  return at::empty({bytes}, like.options().dtype(at::kByte));
+}
 
 }  // namespace abckd

@@ -106,7 +106,7 @@ def test_build_says_what_is_wrong():
         losses.build("abcd", x, x)
     with pytest.raises(TypeError, match="at: unexpected option 'temperature'; it has power"):
         losses.build("at", x, x, temperature=1)
-    with pytest.raises(ValueError, match="teacher_features: expected 1, one per student feature, got 2"):
+    with pytest.raises(ValueError, match="teacher_features: expected 1 features, one per student feature, got 2"):
         losses.build("vid", x, x * 2)
     with pytest.raises(ValueError, match="consecutive"):
         losses.build("fsp", x, x)

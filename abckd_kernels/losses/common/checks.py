@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 from torch import Tensor
 
 from ...ops.shapes import describe
+
+T = TypeVar("T")
 
 
 def check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
@@ -16,17 +19,29 @@ def check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{argument}: expected one of {', '.join(map(repr, choices))}, got {describe(value)}")
 
 
-def check_number(argument: str, value: float, *, least: float, most: float = math.inf, above: bool = False) -> float:
-    """`value`. Raises ValueError unless it is a finite number from `least` (`above`: above it) to `most`."""
-    fits = isinstance(value, int | float) and math.isfinite(value) and least <= value <= most
-    if not fits or (above and value == least):
-        limits = f"a number {'above' if above else 'at least'} {least:g}"
-        if least == 0 and above:
-            limits = "a positive number"
-        if most < math.inf:
-            limits += f" and at most {most:g}"
-        raise ValueError(f"{argument}: expected {limits}, got {describe(value)}")
+def check_number(
+    argument: str, value: float, *, least: float, most: float = math.inf, above: bool = False, whole: bool = False
+) -> float:
+    """`value`. Raises ValueError unless it is a finite number from `least` (`above`: above it) to `most`.
+
+    whole   an int that is no bool.
+    """
+    kind = _is_whole(value) if whole else isinstance(value, int | float)
+    if not kind or not math.isfinite(value) or not least <= value <= most or (above and value == least):
+        raise ValueError(f"{argument}: expected {_numbers(least, most, above, whole)}, got {describe(value)}")
     return value
+
+
+def _numbers(least: float, most: float, above: bool, whole: bool) -> str:
+    """What check_number allows, in words."""
+    number = "whole number" if whole else "number"
+    if (least == 0 and above) or (least == 1 and whole):
+        limits = f"a positive {number}"
+    elif least == -math.inf:
+        limits = f"a finite {number}"
+    else:
+        limits = f"a {number} {'above' if above else 'at least'} {least:g}"
+    return limits if most == math.inf else f"{limits} and at most {most:g}"
 
 
 def listed(argument: str, given: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
@@ -56,15 +71,26 @@ def check_weights(weights, n: int | None) -> Tensor | list[float] | None:
     return numbers
 
 
+def both_or_neither(what: str, student: T | None, teacher: T | None) -> tuple[T, T] | None:
+    """What a module was told of both networks, `student_<what>` and `teacher_<what>`; None if nothing of either.
+
+    Raises ValueError, naming the teacher's, if it was told of one of them.
+    """
+    if student is None and teacher is None:
+        return None
+    if student is None or teacher is None:
+        raise ValueError(f"teacher_{what}: expected numbers exactly if student_{what} has some")
+    return student, teacher
+
+
 def check_count(argument: str, value: int) -> None:
     """Raise ValueError, naming the argument, unless `value` is a positive whole number."""
-    if not _is_count(value):
-        raise ValueError(f"{argument}: expected a positive whole number, got {describe(value)}")
+    check_number(argument, value, least=1, whole=True)
 
 
 def check_channels(argument: str, channels: Sequence[int]) -> list[int]:
     """`channels`, one number per layer, as a list. Raises ValueError that names the argument."""
-    if not isinstance(channels, Sequence) or not channels or any(not _is_count(x) for x in channels):
+    if not isinstance(channels, Sequence) or not channels or any(not _is_whole(x) or x < 1 for x in channels):
         raise ValueError(f"{argument}: expected a non-empty list of positive whole numbers, got {describe(channels)}")
     return list(channels)
 
@@ -83,5 +109,5 @@ def check_layer_channels(argument: str, features: Sequence[Tensor], channels: li
             raise ValueError(f"{argument}[{index}]: expected {expected} channels, got {x.shape[1]}")
 
 
-def _is_count(value) -> bool:
-    return isinstance(value, int) and value > 0
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -27,6 +27,7 @@ __all__ = [
     "without_autocast",
     "flat",
     "gather",
+    "on_one_grid",
     "pairs",
     "resized",
     "smaller",
@@ -222,6 +223,18 @@ def resized(x: Tensor, sizes: Sequence[int], padding: Padding) -> Tensor:
                 windows = windows / windows.sum(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
             x = torch.einsum("but,bct...->bcu...", windows, x)
         return x
+
+
+def on_one_grid(s: Tensor, t: Tensor, padding: Padding, *, zeroed: bool = True) -> tuple[Tensor, Tensor]:
+    """Both averaged over the windows of adaptive pooling onto the smaller size of each axis; as they are if equal.
+
+    zeroed    padded frames are zero, not what came.
+    """
+    sizes = smaller(s, t)
+    s, t = (
+        x if list(x.shape[2:]) == sizes else resized(x if zeroed else padding.zeroed(x), sizes, padding) for x in (s, t)
+    )
+    return s, t
 
 
 def _windows(size: int, cells: int, like: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ running statistics where a batch has fewer than two positions, of which no varia
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import overload
+
 import torch
 from torch import Tensor, nn
 
@@ -16,13 +19,25 @@ from .features import Padding
 ALL_FRAMES = Padding(None, 1)
 
 
-class ValidBatchNorm(nn.BatchNorm1d):
+class BatchNorm(nn.BatchNorm1d):
+    """A batch normalisation that has running statistics, which follow at a fixed rate."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, affine: bool = True):
+        super().__init__(channels, eps=eps, affine=affine)
+
+
+class ValidBatchNorm(BatchNorm):
     """Batch normalisation of (B, C, *spatial) by the valid positions' statistics; the other frames become zero."""
 
     def forward(self, x: Tensor, padding: Padding) -> Tensor:  # type: ignore[override]
         rows, valid = wide(x).flatten(2), padding.position_mask(x)
         count = rows.shape[0] * rows.shape[2] if valid is None else valid.sum()
-        plain = valid is None and self.weight.dtype == running_statistics(self)[0].dtype == rows.dtype
+        plain = valid is None and self.weight.dtype == self.running_mean.dtype == rows.dtype
         if plain and (not self.training or count > 1):
             return super().forward(rows).view_as(x)
         weight, bias = wide(self.weight), None if self.bias is None else wide(self.bias)
@@ -33,29 +48,27 @@ class ValidBatchNorm(nn.BatchNorm1d):
             variance = _zeroed(rows - mean[:, None], valid).square().sum((0, 2)) / divisor
             mean, variance = statistics(self, mean, variance, count)
         else:
-            mean, variance = map(wide, running_statistics(self))
+            mean, variance = running_statistics(self)
         scale = weight * (variance + self.eps).rsqrt()
         result = (rows - mean[:, None]) * scale[:, None]
         return _zeroed(result if bias is None else result + bias[:, None], valid).view_as(x)
 
 
-def running_statistics(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """Running mean and variance, which the normalisations here all have."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    return norm.running_mean, norm.running_var
+def running_statistics(norm: BatchNorm) -> tuple[Tensor, Tensor]:
+    """Running mean and variance, widened."""
+    return wide(norm.running_mean), wide(norm.running_var)
 
 
 def _zeroed(rows: Tensor, valid: Tensor | None) -> Tensor:
     return rows if valid is None else rows * valid
 
 
-def statistics(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: Tensor | int) -> tuple[Tensor, Tensor]:
+def statistics(norm: BatchNorm, mean: Tensor, variance: Tensor, count: Tensor | int) -> tuple[Tensor, Tensor]:
     """Mean and variance to normalise a training batch by: its own ones, which the running ones follow as in PyTorch.
 
     Fewer than two positions (`count`) have the running ones, which then stay.
     """
-    assert norm.momentum is not None and norm.num_batches_tracked is not None
-    running = wide(running_statistics(norm)[0]), wide(running_statistics(norm)[1])
+    running = running_statistics(norm)
     norm.num_batches_tracked += 1
     if isinstance(count, int):
         if count < 2:
@@ -67,8 +80,8 @@ def statistics(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: Tens
         mean, variance = torch.where(few, running[0], mean), torch.where(few, running[1], variance)
         rate, correction = norm.momentum * ~few, count / (count - 1).clamp_min(1)
     with torch.no_grad():
-        running_statistics(norm)[0].copy_(running[0] + rate * (mean - running[0]))
-        running_statistics(norm)[1].copy_(running[1] + rate * (variance * correction - running[1]))
+        norm.running_mean.copy_(running[0] + rate * (mean - running[0]))
+        norm.running_var.copy_(running[1] + rate * (variance * correction - running[1]))
     return mean, variance
 
 
@@ -157,7 +170,13 @@ def _widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Te
     return x.to(weight.dtype), weight, None if bias is None else wide(bias)
 
 
-def convolution(spatial_axes: int, transposed: bool = False) -> type[nn.Module]:
+@overload
+def convolution(spatial_axes: int) -> Callable[..., Conv1d | Conv2d]: ...
+@overload
+def convolution(
+    spatial_axes: int, transposed: bool
+) -> Callable[..., Conv1d | Conv2d | ConvTranspose1d | ConvTranspose2d]: ...
+def convolution(spatial_axes: int, transposed: bool = False) -> Callable:
     """The class of a convolution over (B, C, T) or (B, C, T, F). Raises ValueError."""
     if spatial_axes not in (1, 2):
         raise ValueError(f"spatial_axes: expected 1 or 2, got {spatial_axes!r}")

@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 import torch
 
 from ...ops.shapes import describe
-from .checks import check_choice, check_count, check_number
+from .checks import check_choice, check_number
 
 
 class Limits(NamedTuple):
-    """Numbers from `least` (`above`: above it) to `most`, finite."""
+    """Numbers from `least` (`above`: above it) to `most`, finite; `whole` ones alone."""
 
     least: float = 0.0
     most: float = math.inf
@@ -47,11 +47,7 @@ def check_options(function: Callable, **options) -> None:
             if allowed is bool and not isinstance(value, bool):
                 raise TypeError(f"{name}: expected True or False, got {describe(value)}")
             if isinstance(allowed, Limits):
-                if allowed.whole and not (isinstance(value, int) and not isinstance(value, bool)):
-                    raise ValueError(f"{name}: expected a whole number, got {describe(value)}")
-                if allowed == Limits(1, whole=True):
-                    check_count(name, value)
-                check_number(name, value, least=allowed.least, most=allowed.most, above=allowed.above)
+                check_number(name, value, **allowed._asdict())
         choices = tuple(x for x in limits[name] if isinstance(x, str))
         if choices:
             check_choice(name, value, choices)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...ops import compress, shapes, tap_all
-from .features import Padding
+from .features import Padding, checked
 
-__all__ = ["Taps", "cells", "distances", "padding_of", "tapped"]
+__all__ = ["Attending", "TapOptions", "Taps", "cells", "distances", "padding_of", "tapped"]
 
 
 class Taps(NamedTuple):
@@ -20,6 +20,13 @@ class Taps(NamedTuple):
     means: list[Tensor]
 
 
+class TapOptions(TypedDict):
+    """What of `ops.tap` a loss needs: the power of the maps, and whether means are taken, too."""
+
+    power: int
+    means: bool
+
+
 def tapped(
     students: Sequence[Tensor], teachers: Sequence[Tensor], padding: Padding, *, power: int = 2, means: bool = True
 ) -> tuple[Taps, Taps]:
@@ -27,6 +34,36 @@ def tapped(
     n = len(students)
     _, maps, channel_means = tap_all([*students, *teachers], power=power, means=means, **padding._asdict())
     return Taps(maps[:n], channel_means[:n]), Taps(maps[n:], channel_means[n:])
+
+
+class Attending(nn.Module):
+    """A loss of attention maps and channel means, with an attention over the layers of one network.
+
+    Subclasses set `tap_options`, and have `from_taps`.
+    """
+
+    tap_options: TapOptions
+
+    def from_taps(
+        self, student: Taps, teacher: Taps, *, lengths: Tensor | None = None, padded_length: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and attention of (maps, channel means) that `tap` took with `tap_options` from both networks' layers."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        student_features: Tensor | Sequence[Tensor],
+        teacher_features: Tensor | Sequence[Tensor],
+        *,
+        lengths: Tensor | None = None,
+        padded_length: int | None = None,
+        return_attention: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The loss of features in the order of the channels given at construction; (loss, attention) if asked for."""
+        students, teachers, padding = checked(student_features, teacher_features, lengths, padded_length, axes=True)
+        taps = tapped(students, teachers, padding, **self.tap_options)
+        loss, attention = self.from_taps(*taps, **padding._asdict())
+        return (loss, attention) if return_attention else loss
 
 
 def padding_of(taps: Sequence[Taps], lengths: Tensor | None, padded_length: int | None) -> Padding:

@@ -16,7 +16,7 @@ from ...ops.pointwise import check_parameter
 from ...ops.shapes import accumulation_dtype, is_channels_last
 from ..common.arithmetic import wide
 from ..common.features import Padding
-from ..common.normalisation import running_statistics, statistics
+from ..common.normalisation import BatchNorm, running_statistics, statistics
 
 
 class PositionLinear(nn.Linear):
@@ -81,13 +81,13 @@ class Connector(nn.Module):
     inputs, outputs   channels.
     eps, affine       of the batch normalisation.
 
-    The state is that of `linear` and of `norm`, an nn.BatchNorm1d. A bias before the normalisation would do nothing.
+    The state is that of `linear` and of `norm`, its normalisation. A bias before it would do nothing.
     """
 
     def __init__(self, inputs: int, outputs: int, *, eps: float = 1e-5, affine: bool = True):
         super().__init__()
         self.linear = PositionLinear(inputs, outputs, bias=False)
-        self.norm = nn.BatchNorm1d(outputs, eps=eps, affine=affine)
+        self.norm = BatchNorm(outputs, eps=eps, affine=affine)
 
     def forward(self, x: Tensor, padding: Padding, relu: bool = False) -> Tensor:
         """(B, outputs, *spatial); what padded frames hold is of no use. `x` is zero there. relu: of the result."""
@@ -106,7 +106,7 @@ class Connector(nn.Module):
             mean, variance = weight @ mean, ((weight @ covariance) * weight).sum(1)
             mean, variance = statistics(self.norm, mean, variance, count)
         else:
-            mean, variance = map(wide, running_statistics(self.norm))
+            mean, variance = running_statistics(self.norm)
         scale = (variance.clamp_min(0) + self.norm.eps).rsqrt()
         if self.norm.affine:
             scale = scale * wide(self.norm.weight)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ...ops import pointwise
 from ...ops.shapes import accumulation_dtype
-from ..common.features import Padding, check_equal, pairs, resized, smaller, without_autocast
+from ..common.features import Padding, check_equal, on_one_grid, pairs, without_autocast
 
 Features = Tensor | Sequence[Tensor]
 Channels = int | Sequence[int]
@@ -34,14 +34,7 @@ def matched(
         check_equal(index, "number of axes", s.dim(), t.dim())
         check_equal(index, "channels", s.shape[1], t.shape[1])
     vector_to_feature = lambda x: x[:, None] if x.dim() == 2 else x  # noqa: E731
-    return [on_one_grid(vector_to_feature(s), vector_to_feature(t), padding) for s, t in found], padding
-
-
-def on_one_grid(s: Tensor, t: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
-    """Both averaged over the windows of adaptive pooling onto the smaller size of each axis; as they are if equal."""
-    sizes = smaller(s, t)
-    s, t = (x if list(x.shape[2:]) == sizes else resized(padding.zeroed(x), sizes, padding) for x in (s, t))
-    return s, t
+    return [on_one_grid(vector_to_feature(s), vector_to_feature(t), padding, zeroed=False) for s, t in found], padding
 
 
 def sums(s: Tensor, t: Tensor, padding: Padding, **kind) -> Tensor:
@@ -81,7 +74,7 @@ class Learned(nn.Module):
 
     def on_one_grid(self, layer: nn.Module, s: Tensor, t: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
         """What the layer gets of a pair: both on the smaller size of each axis."""
-        return on_one_grid(s, t, padding)
+        return on_one_grid(s, t, padding, zeroed=False)
 
     def measured(self, layer: nn.Module, s: Tensor, t: Tensor, padding: Padding) -> tuple:
         """What the loss wants of a pair; `s` has the dtype of the layer's parameters, and zero in padded frames."""

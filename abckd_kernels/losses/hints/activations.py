@@ -29,7 +29,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..common.checks import listed
+from ..common.checks import both_or_neither, listed
 from ..common.features import Padding, batch_mean, constant, weighted
 from ..common.modules import Configured
 from ..common.options import Positive, check_options
@@ -112,14 +112,15 @@ def margins(batch_norm: nn.Module) -> Tensor:
     -3 |gamma| where a negative value is rarer than 1e-3, and no more than 0. Computed in float64, returned in the dtype
     of the weight.
     """
-    if not isinstance(getattr(batch_norm, "weight", None), Tensor) or not isinstance(batch_norm.bias, Tensor):
+    weight, bias = (getattr(batch_norm, name, None) for name in ("weight", "bias"))
+    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
         raise TypeError(f"batch_norm: expected a batch normalisation with weight and bias, got {batch_norm!r}")
-    mean, deviation = batch_norm.bias.double(), batch_norm.weight.double().abs()
+    mean, deviation = bias.double(), weight.double().abs()
     below = -mean / deviation.clamp_min(1e-300)  # 0 in standard deviations
     share = torch.special.ndtr(below)
     density = torch.exp(-below.square() / 2) / (2 * torch.pi) ** 0.5
     expected = torch.where(share > 1e-3, mean - deviation * density / share.clamp_min(1e-3), -3 * deviation)
-    return expected.clamp_max(0).to(batch_norm.weight.dtype)
+    return expected.clamp_max(0).to(weight.dtype)
 
 
 class ABLoss(Configured, function=ab_loss):
@@ -132,9 +133,8 @@ class ABLoss(Configured, function=ab_loss):
 
     def __init__(self, student_channels: Channels | None = None, teacher_channels: Channels | None = None, **options):
         super().__init__(**options)
-        if (student_channels is None) != (teacher_channels is None):
-            raise ValueError("teacher_channels: expected numbers exactly if student_channels are")
-        self.connected = None if student_channels is None else _ConnectedAB(student_channels, teacher_channels, options)
+        channels: tuple[Channels, Channels] | None = both_or_neither("channels", student_channels, teacher_channels)
+        self.connected = None if channels is None else _ConnectedAB(*channels, options)
 
     def forward(self, student_features, teacher_features, *, lengths=None, padded_length=None):
         """The loss of these features; arguments as in ab_loss."""

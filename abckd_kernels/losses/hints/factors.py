@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from ...ops import tap
 from ..common.arithmetic import root, unit, wide
-from ..common.features import Padding, batch_mean, check_equal, pairs, weighted, without_autocast
+from ..common.checks import both_or_neither
+from ..common.features import Padding, batch_mean, check_equal, on_one_grid, pairs, weighted, without_autocast
 from ..common.modules import Configured
 from ..common.normalisation import ValidBatchNorm, convolution
 from ..common.options import Limits, check_options
-from ._matching import EVERYWHERE, Channels, Features, channel_pairs, matched, on_one_grid
+from ._matching import EVERYWHERE, Channels, Features, channel_pairs, matched
 
 SLOPE = 0.1  # of the leaky ReLU behind each convolution, as published
 
@@ -57,7 +58,9 @@ def ft_loss(
         else pairs(student_features, teacher_features, lengths, padded_length, zeroed=False)
     )
     if normalize == "map":
-        found = [_on_one_grid(index, s, t, padding) for index, (s, t) in enumerate(found)]
+        for index, (s, t) in enumerate(found):
+            check_equal(index, "number of axes", s.dim(), t.dim())
+        found = [on_one_grid(s, t, padding, zeroed=False) for s, t in found]
     return _ft(found, padding, normalize, power, p, weights)
 
 
@@ -91,11 +94,6 @@ def _norm(x: Tensor, p: float) -> Tensor:
     return torch.where(positive, torch.where(positive, total, 1).pow(1 / p), 0)
 
 
-def _on_one_grid(index: int, s: Tensor, t: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
-    check_equal(index, "number of axes", s.dim(), t.dim())
-    return on_one_grid(s, t, padding)
-
-
 class FTLoss(Configured, function=ft_loss):
     """ft_loss with its options chosen once; with channels, of the factors that a translator and a paraphraser make.
 
@@ -118,13 +116,12 @@ class FTLoss(Configured, function=ft_loss):
         **options,
     ):
         super().__init__(**options)
-        if (student_channels is None) != (teacher_channels is None):
-            raise ValueError("teacher_channels: expected numbers exactly if student_channels are")
+        given: tuple[Channels, Channels] | None = both_or_neither("channels", student_channels, teacher_channels)
         if not rate > 0:
             raise ValueError(f"rate: expected a positive number, got {rate!r}")
         self.translators = None
-        if student_channels is not None:
-            channels = [(s, t, max(1, int(t * rate))) for s, t in channel_pairs(student_channels, teacher_channels)]
+        if given is not None:
+            channels = [(s, t, max(1, int(t * rate))) for s, t in channel_pairs(*given)]
             self.translators = nn.ModuleList(Translator(s, k, spatial_axes) for s, _, k in channels)
             self.paraphrasers = nn.ModuleList(Paraphraser(t, k, spatial_axes) for _, t, k in channels)
 

@@ -6,6 +6,7 @@ teacher tile by tile.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 
 from ...ops import project
 from ..common.arithmetic import wide
-from ..common.checks import check_choice
-from ..common.features import Padding, batch_mean, weighted
+from ..common.checks import both_or_neither, check_choice
+from ..common.features import Padding, batch_mean, on_one_grid, weighted
 from ..common.modules import Configured
 from ..common.normalisation import ValidBatchNorm, convolution
 from ._connector import Connector, PositionLinear
-from ._matching import Channels, Learned, channel_pairs, element_mean, on_one_grid, sums
+from ._matching import Channels, Learned, channel_pairs, element_mean, sums
 from .regression import hint_loss
 
 REGRESSORS = ("linear", "batch_norm", "relu")
@@ -55,11 +56,10 @@ class HintLoss(Configured, function=hint_loss):
         weights: Sequence[float] | Tensor | None = None,
     ):
         super().__init__(**({} if weights is None else {"weights": weights}))
-        if (student_channels is None) != (teacher_channels is None):
-            raise ValueError("teacher_channels: expected numbers exactly if student_channels are")
-        self.regressed = None
-        if student_channels is not None:
-            channels = channel_pairs(student_channels, teacher_channels)
+        given: tuple[Channels, Channels] | None = both_or_neither("channels", student_channels, teacher_channels)
+        self.regressed: Learned | None = None
+        if given is not None:
+            channels = channel_pairs(*given)
             if not isinstance(regressor, str):
                 self.regressed = _Regressed(_one_per_layer(regressor, len(channels)), channels, weights)
                 return
@@ -115,7 +115,7 @@ class _Regressed(_Rectified):
         return s, t
 
     def measured(self, layer, s, t, padding):
-        s, t = on_one_grid(layer(s, padding), t, padding)
+        s, t = on_one_grid(layer(s, padding), t, padding, zeroed=False)
         return sums(s, t, padding), t
 
 
@@ -157,16 +157,15 @@ class ConvReg(nn.Module):
         (_, channels, *sizes), (_, teacher_channels, *teacher_sizes) = student_shape, teacher_shape
         if len(sizes) != len(teacher_sizes):
             raise ValueError(f"teacher_shape: expected {len(sizes) + 2} axes, got {tuple(teacher_shape)}")
+        regressor = functools.partial(cls, channels, teacher_channels, spatial_axes=len(sizes))
         if sizes[0] == 2 * teacher_sizes[0]:
-            how = {"kernel_size": 3, "stride": 2, "padding": 1}
-        elif 2 * sizes[0] == teacher_sizes[0]:
-            how = {"kernel_size": 4, "stride": 2, "padding": 1, "transposed": True}
-        else:
-            kernel = tuple(1 + s - t for s, t in zip(sizes, teacher_sizes, strict=True))
-            if min(kernel) < 1:
-                raise ValueError(f"teacher_shape: no published regressor from {tuple(sizes)} to {tuple(teacher_sizes)}")
-            how = {"kernel_size": kernel}
-        return cls(channels, teacher_channels, spatial_axes=len(sizes), **how)
+            return regressor(kernel_size=3, stride=2, padding=1)
+        if 2 * sizes[0] == teacher_sizes[0]:
+            return regressor(kernel_size=4, stride=2, padding=1, transposed=True)
+        kernel = tuple(1 + s - t for s, t in zip(sizes, teacher_sizes, strict=True))
+        if min(kernel) < 1:
+            raise ValueError(f"teacher_shape: no published regressor from {tuple(sizes)} to {tuple(teacher_sizes)}")
+        return regressor(kernel_size=kernel)
 
     def forward(self, x: Tensor, padding: Padding) -> Tensor:
         """(B, teacher_channels, *sizes); padded frames of `x` must be zero."""

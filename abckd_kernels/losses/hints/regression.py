@@ -29,9 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from ...ops.shapes import describe
-from ..common.arithmetic import wide
 from ..common.features import Padding, batch_mean, resized, weighted
-from ..common.normalisation import statistics
+from ..common.normalisation import BatchNorm, running_statistics, statistics
 from ..common.options import Convention, Positive, check_options
 from ._connector import Connector, PositionLinear, channel_moments, projected_sums
 from ._matching import Channels, Features, Learned, channel_pairs, element_mean, matched, sums
@@ -310,14 +309,14 @@ class _Normalised(nn.Module):
     def __init__(self, student: int, teacher: int, eps: float):
         super().__init__()
         self.student = Connector(student, teacher, eps=eps, affine=False)
-        self.teacher = nn.BatchNorm1d(teacher, eps=eps, affine=False)
+        self.teacher = BatchNorm(teacher, eps=eps, affine=False)
 
     def sums(self, s: Tensor, t: Tensor, padding: Padding, power: float) -> Tensor:
         weight, bias = self.student.folded(s, padding)
         if self.training:
             mean, variance = statistics(self.teacher, *channel_moments(t, padding))
         else:
-            mean, variance = wide(self.teacher.running_mean), wide(self.teacher.running_var)
+            mean, variance = running_statistics(self.teacher)
         deviation = (variance + self.teacher.eps).sqrt().to(weight.dtype)
         weight, bias = weight * deviation[:, None], bias * deviation + mean.to(weight.dtype)
         of_channels = projected_sums(s, t, weight, bias, padding, kind="power", parameter=power)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...ops import pyramid
 from ...ops.pyramid import check_levels
 from ..common.arithmetic import wide
-from ..common.checks import check_choice
+from ..common.checks import both_or_neither, check_choice
 from ..common.features import Padding, batch_mean, pairs, weighted, without_autocast
 from ..common.modules import Configured
 from ..common.normalisation import InstanceNorm, ValidBatchNorm, convolution
@@ -87,11 +87,10 @@ class ReviewLoss(Configured, function=review_loss):
         **options,
     ):
         super().__init__(**options)
-        if (student_channels is None) != (teacher_channels is None):
-            raise ValueError("teacher_channels: expected numbers exactly if student_channels are")
+        channels: tuple[Channels, Channels] | None = both_or_neither("channels", student_channels, teacher_channels)
         self.fusion = None
-        if student_channels is not None:
-            self.fusion = ABF(student_channels, teacher_channels, hidden=hidden, norm=norm, spatial_axes=spatial_axes)
+        if channels is not None:
+            self.fusion = ABF(*channels, hidden=hidden, norm=norm, spatial_axes=spatial_axes)
 
     def forward(self, student_features, teacher_features, *, lengths=None, padded_length=None):
         """The loss of these features; arguments as in review_loss."""
@@ -143,7 +142,8 @@ class ABF(nn.Module):
             raise ValueError(
                 f"student_features: expected {len(self.layers)} features, one per layer, got {len(features)}"
             )
-        results, deeper = [], None
+        results: list[Tensor] = []
+        deeper = None
         for index in reversed(range(len(features))):
             x, layer = features[index], self.layers[index]
             if x.shape[1] != self.channels[index][0] or x.dim() != len(sizes[index]) + 2:
@@ -163,10 +163,9 @@ class _Fusion(nn.Module):
         of_axes = convolution(spatial_axes)
         self.expand = of_axes(hidden, teacher, 3, padding=1, bias=False)
         nn.init.kaiming_uniform_(self.expand.weight, a=1)
-        if norm == "batch":
-            self.reduce, self.norm = Connector(student, hidden), ValidBatchNorm(teacher)
-        else:
-            self.reduce, self.norm = _Instance(student, hidden), _Rectified(teacher)
+        batch = norm == "batch"
+        self.reduce = Connector(student, hidden) if batch else _Instance(student, hidden)
+        self.norm = ValidBatchNorm(teacher) if batch else _Rectified(teacher)
         # One of two channels: of the layer itself, and of what the deeper ones left.
         self.attention = nn.ModuleList(
             [PositionLinear(hidden, 2), PositionLinear(hidden, 2, bias=False)] if fuses else []

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..common.arithmetic import inverse, root, wide
+from ..common.checks import both_or_neither
 from ..common.features import (
     batch_mean,
     check_equal,
@@ -374,13 +375,12 @@ class CCLoss(Configured, function=cc_loss):
         self, student_dim: int | None = None, teacher_dim: int | None = None, dim: int = 128, **options
     ):  # fmt: skip
         super().__init__(**options)
-        if (student_dim is None) != (teacher_dim is None):
-            raise ValueError("teacher_dim: expected a number exactly if student_dim is one")
+        sizes = both_or_neither("dim", student_dim, teacher_dim)
         self.embeddings = None
-        if student_dim is not None:
+        if sizes is not None:
             if options.get("weights") is not None:
                 raise ValueError("weights: expected None, the embeddings are of one pair of features")
-            self.embeddings = nn.ModuleList(nn.Linear(size, dim) for size in (student_dim, teacher_dim))
+            self.embeddings = nn.ModuleList(nn.Linear(size, dim) for size in sizes)
 
     def forward(self, student_features, teacher_features, *, lengths=None, padded_length=None):
         """The loss of these features; arguments as in cc_loss."""

@@ -30,11 +30,13 @@ from torch import Tensor, nn
 from ...ops.dots import dots
 from ...ops.gram import gram
 from ..common.arithmetic import SILENT, inverse, root, unit, wide
+from ..common.checks import both_or_neither
 from ..common.features import (
     Padding,
     batch_mean,
     check_equal,
     each_pair,
+    on_one_grid,
     pairs,
     resized,
     smaller,
@@ -48,11 +50,6 @@ from ..common.taps import cells
 from ._gram import cross_cosines, products
 
 Features = Tensor | Sequence[Tensor]
-
-
-def _on_one_grid(s: Tensor, t: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
-    sizes = smaller(s, t)
-    return tuple(x if list(x.shape[2:]) == sizes else resized(x, sizes, padding) for x in (s, t))
 
 
 def nst_loss(
@@ -94,7 +91,7 @@ def nst_loss(
 
     def term(s, t, padding):
         # Widened once: two gradients, rounded to half precision each, would cancel to noise.
-        x, y = (wide(feature) for feature in _on_one_grid(s, t, padding))
+        x, y = (wide(feature) for feature in on_one_grid(s, t, padding))
         k = kernels(dict(zip(("s", "t", "st"), cross_cosines(x, y), strict=True)))
         mean = {name: value.mean((1, 2)) for name, value in k.items()}
         return mean["t"] + mean["s"] - 2 * mean["st"]
@@ -165,7 +162,7 @@ def _largest(x: Tensor, sizes: Sequence[int], padding: Padding) -> Tensor:
         return x
     x = padding.filled(x, -torch.inf)
     pool = nn.functional.adaptive_max_pool1d if x.dim() == 3 else nn.functional.adaptive_max_pool2d
-    return padding.zeroed(pool(x, sizes))
+    return padding.zeroed(pool(x, list(sizes)))
 
 
 def ickd_loss(
@@ -219,7 +216,7 @@ def affinity_loss(
     check_options(affinity_loss, relation=relation, squared=squared)
 
     def term(s, t, padding):
-        x, y = _on_one_grid(s, t, padding)
+        x, y = on_one_grid(s, t, padding)
         if relation == "channel":
             error = _affinity(dots(x, y))
         else:
@@ -270,13 +267,12 @@ class ICKDLoss(Configured, function=ickd_loss):
         **options,
     ):
         super().__init__(**options)
-        if (student_channels is None) != (teacher_channels is None):
-            raise ValueError("teacher_channels: expected a number exactly if student_channels is one")
+        channels = both_or_neither("channels", student_channels, teacher_channels)
         of_axes = convolution(spatial_axes)
         self.embedding = None
-        if student_channels is not None:
-            self.embedding = of_axes(student_channels, teacher_channels, kernel_size, padding="same", bias=False)
-            self.normalisation = ValidBatchNorm(teacher_channels)
+        if channels is not None:
+            self.embedding = of_axes(*channels, kernel_size, padding="same", bias=False)
+            self.normalisation = ValidBatchNorm(channels[1])
 
     def forward(self, student_features, teacher_features, *, lengths=None, padded_length=None):
         """The loss of these features; arguments as in ickd_loss."""

@@ -48,7 +48,8 @@ Divergence = Literal["jeffreys", "kl", "squared"]
 
 def _frames_agree(s: Tensor, t: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
     frames = min(s.shape[2], t.shape[2])
-    return tuple(x if x.shape[2] == frames else resized(x, (frames, *x.shape[3:]), padding) for x in (s, t))
+    s, t = (x if x.shape[2] == frames else resized(x, (frames, *x.shape[3:]), padding) for x in (s, t))
+    return s, t
 
 
 def _row_weights(given, index: int, grams: Tensor) -> Tensor | float:
@@ -67,8 +68,8 @@ def _row_weights(given, index: int, grams: Tensor) -> Tensor | float:
 
 def _row_divergences(grams: list[Tensor], mask: Tensor | None, divergence: str, eps: float, norm_eps: float) -> Tensor:
     """(G, R): divergence of the cosines of row r to the valid rows of its group, teacher from student."""
-    kernels = [(cosines(g, norm_eps) + 1) / 2 for g in grams]
-    return row_divergence(*kernels, divergence, eps, None if mask is None else mask[:, None, :])
+    student, teacher = ((cosines(g, norm_eps) + 1) / 2 for g in grams)
+    return row_divergence(student, teacher, divergence, eps, None if mask is None else mask[:, None, :])
 
 
 def _mean_of_rows(each: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...ops.shapes import describe, frame_mask
+from ...ops.shapes import frame_mask
 from ...ops.spectral.spectra import COMPLEX_DTYPES
+from ..common.checks import listed
 from ..common.features import batch_mean, constant, weighted, without_autocast
 from ..common.modules import module
 from ..common.options import Convention, Count, Limits, check_options
@@ -69,7 +69,7 @@ def dispatch_loss(
             patches = _Patches(patch_bands, convention == "published", own.shape[1])
             selected = _selected(own.detach(), target, goal, patches, share, spectrograms.frames(s))
             total = (patches.mean((own.abs() - target).square()) * selected.which).flatten(1).sum(1)
-            losses.append(batch_mean(total / selected.count))
+            losses.append(batch_mean(total / selected.divisor))
     return weighted(losses, weights, [[x.real for x in pair] for pair in found])
 
 
@@ -85,13 +85,10 @@ def _check(x: Tensor, name: str) -> torch.Size:
 
 def _matching(clean: Signals, students: list[Tensor]) -> list[Tensor]:
     """The clean signals as a list, checked to be such as the students' are."""
-    several = not isinstance(clean, Tensor)
-    if several and (not isinstance(clean, Sequence) or isinstance(clean, str)):
-        raise TypeError(f"clean: expected a tensor or a list of tensors, got {describe(clean)}")
-    signals = list(clean) if several else [clean]
+    one, signals = isinstance(clean, Tensor), list(listed("clean", clean))
     same("number of signals", len(students), "student", len(signals), "clean")
     for index, (s, y) in enumerate(zip(students, signals, strict=True)):
-        name = f"clean[{index}]" if several else "clean"
+        name = "clean" if one else f"clean[{index}]"
         same("shape", tuple(s.shape), "student", tuple(_check(y, name)), name)
         same("device", s.device, "student", y.device, name)
     return signals
@@ -117,8 +114,9 @@ class _Spectrograms:
         if not len(x):  # torch.stft has no empty batches
             return x.new_zeros((0, self.n_fft // 2 + 1, 1 + x.shape[1] // self.hop_length)) + x.sum()
         window = torch.hann_window(self.n_fft, dtype=self.real, device=x.device)
-        options = {"window": window, "pad_mode": self.pad_mode, "return_complex": True}
-        return torch.stft(x, self.n_fft, self.hop_length, **options)
+        return torch.stft(
+            x, self.n_fft, self.hop_length, window=window, pad_mode=self.pad_mode, return_complex=True
+        )  # fmt: skip
 
     def frames(self, x: Tensor) -> Tensor | None:
         """Valid frames (B,) of the spectrogram of `x`; None: all."""
@@ -159,7 +157,7 @@ class _Patches(NamedTuple):
 
 class _Selected(NamedTuple):
     which: Tensor  # (B, patches, T) bool
-    count: Tensor | float  # what a sample's sum is divided by
+    divisor: Tensor | float  # of a sample's sum
 
 
 def _selected(
@@ -167,21 +165,21 @@ def _selected(
 ) -> _Selected:
     """The patches where own is farther from goal than target is, by at least the m-th largest difference."""
     worse = patches.mean((own.abs() - goal).square_()) - patches.mean((target - goal).square_())
-    number = patches.number * worse.shape[2]
-    if frames is None:
-        least = worse.flatten(1).topk(max(int(number * share), 1)).values[:, -1]
+    valid = frame_mask(frames, worse.shape[2], worse.shape[2])
+    divisor: Tensor | float  # as published
+    if frames is None or valid is None:
+        divisor = patches.number * worse.shape[2] * share
+        least = worse.flatten(1).topk(max(int(divisor), 1)).values[:, -1]
+        which = worse >= least[:, None, None]
     else:
-        mask = frame_mask(frames, worse.shape[2], worse.shape[2])[:, None]
-        worse = worse.masked_fill(~mask, -torch.inf)
-        number = patches.number * frames
-        wanted = (number * share).long().clamp_min(1)
+        number = patches.number * frames * share
+        worse = worse.masked_fill(~valid[:, None], -torch.inf)
+        wanted = number.long().clamp_min(1)
         least = worse.flatten(1).sort(1, descending=True).values.gather(1, wanted[:, None] - 1)[:, 0]
-    which = worse >= least[:, None, None]
+        which = (worse >= least[:, None, None]) & valid[:, None]
+        divisor = number.clamp_min(share)
     if patches.padded:  # the published convention
-        if frames is not None:
-            which = which & mask
-        count = number * share
-        return _Selected(which, count if frames is None else count.clamp_min(share))
+        return _Selected(which, divisor)
     which = which & (worse > 0)
     return _Selected(which, which.flatten(1).sum(1).clamp_min(1))
 

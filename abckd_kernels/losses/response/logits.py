@@ -293,9 +293,10 @@ def _ignored(x: Tensor, dim: int, ignore: Tensor | None, padding: Padding) -> Te
             raise ValueError(f"ignore: expected a bool tensor of shape {tuple(rows)}, got {got}")
         if ignore.device != x.device:
             raise ValueError(f"ignore: expected device {x.device}, got {ignore.device}")
-    if padding.lengths is None:
+    valid = None if padding.lengths is None else padding.mask(x, _frames(x, dim))
+    if valid is None:
         return ignore
-    beyond = ~padding.mask(x, _frames(x, dim))
+    beyond = ~valid
     beyond = beyond.view(*beyond.shape, *[1] * (len(rows) - 2)).expand(rows)
     return beyond if ignore is None else beyond | ignore
 

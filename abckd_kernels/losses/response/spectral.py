@@ -95,10 +95,10 @@ def si_snr_loss(
     for s, t in found:
         count = ends.of(s)
         with without_autocast(s):
-            rows = [ends.zeroed(x).flatten(0, -2) for x in (s, t)]
+            ours, theirs = (ends.zeroed(x).flatten(0, -2) for x in (s, t))
             if count is not None and s.dim() == 3:
                 count = count.repeat_interleave(s.shape[1])
-            signal, noise = _projected(*rows, count, zero_mean, eps)
+            signal, noise = _projected(ours, theirs, count, zero_mean, eps)
             losses.append(batch_mean(-factor * torch.log10(signal / (noise + eps) + eps)))
     return weighted(losses, weights, found)
 

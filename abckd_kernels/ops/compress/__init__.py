@@ -170,9 +170,12 @@ def _backward_shapes(
 
 
 def score_gradients(
-    grad_distances: Tensor | None, grad_attention: Tensor | None, attention: Tensor, attention_grads: Tensor
-) -> Tensor:
-    """The gradient of the scores (B, n, m), through the attention's and through the distances'."""
+    grad_distances: Tensor | None, grad_attention: Tensor | None, attention: Tensor, attention_grads: Tensor,
+    needed: bool,
+) -> Tensor:  # fmt: skip
+    """The gradient of the scores (B, n, m), through the attention's and through the distances'; empty if not needed."""
+    if not needed:
+        return attention.new_empty(0)
     total = torch.zeros_like(attention) if grad_attention is None else grad_attention
     if grad_distances is not None:
         total = total + grad_distances.unsqueeze(-1) * attention_grads

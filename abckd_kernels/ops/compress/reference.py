@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,7 @@ def forward(
     t = teacher / teacher.square().sum(-1, keepdim=True).sqrt().clamp(min=EPS)
 
     similar = scores is None
-    if similar:
+    if scores is None:
         scores = torch.einsum("bngu,bmgu->bnm", a, t) * inverse_groups[:, None, None] / temperature
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
@@ -76,9 +78,7 @@ def backward(
             over_frames = _windows(grid[0], size[0], lengths, padded_length, grad)
             over_bands = _windows(grid[1], size[1], None, 0, grad)
             maps.append(over_frames.transpose(-1, -2) @ grad @ over_bands)
-    if not needed[1]:
-        return maps, attention.new_empty(0)
-    return maps, score_gradients(grad_distances, grad_attention, attention, attention_grads)
+    return maps, score_gradients(grad_distances, grad_attention, attention, attention_grads, needed[1])
 
 
 def _groups(like: Tensor, grid: list[int], per_frame: bool, rows: Tensor | None) -> tuple[int, Tensor]:
@@ -92,14 +92,16 @@ def _groups(like: Tensor, grid: list[int], per_frame: bool, rows: Tensor | None)
 def _mix(weights: Tensor, t: Tensor) -> Tensor:
     """sum_j weights_ij t_j without the layers of weight zero: what is left out may be NaN."""
     columns = weights[..., None, None].unbind(2)
-    return sum((w * x.unsqueeze(1)).masked_fill(w == 0, 0) for w, x in zip(columns, t.unbind(1), strict=True))
+    parts = ((w * x.unsqueeze(1)).masked_fill(w == 0, 0) for w, x in zip(columns, t.unbind(1), strict=True))
+    return functools.reduce(torch.add, parts)
 
 
 def _pool(x: Tensor, grid: list[int], lengths: Tensor | None, padded_length: int) -> Tensor:
     over_frames = _windows(grid[0], x.shape[1], lengths, padded_length, x)
     over_bands = _windows(grid[1], x.shape[2], None, 0, x)
-    if lengths is not None:
-        x = x.masked_fill(~frame_mask(lengths, x.shape[1], padded_length)[:, :, None], 0)
+    valid = frame_mask(lengths, x.shape[1], padded_length)
+    if valid is not None:
+        x = x.masked_fill(~valid[:, :, None], 0)
     return over_frames @ x @ over_bands.transpose(-1, -2)
 
 

@@ -309,9 +309,7 @@ def backward(
     maps = []
     if needed[0] and grad_distances is not None:
         maps = _spread(grad_distances, map_grads, student_maps_sizes, lengths, padded_length)
-    if not needed[1]:
-        return maps, attention.new_empty(0)
-    return maps, score_gradients(grad_distances, grad_attention, attention, attention_grads)
+    return maps, score_gradients(grad_distances, grad_attention, attention, attention_grads, needed[1])
 
 
 def _spread(

@@ -65,6 +65,40 @@ def normalisers(ptr, begin_at, counts, classes, stride_k, scale, DTYPE: tl.const
     return most, tl.log(tl.where(counts, total, 1))
 
 
+@triton.jit
+def counted(ignore_ptr, row, exists, IGNORE: tl.constexpr):
+    """Those of the rows that exist which count."""
+    if IGNORE:
+        exists = exists & (tl.load(ignore_ptr + row, exists, other=1) == 0)
+    return exists
+
+
+@triton.jit
+def probabilities(student_ptr, teacher_ptr, offset, inside, scale, max_s, log_s, max_t, log_t, DTYPE: tl.constexpr):
+    """The student's, q, and the teacher's, p; 0 where there are no logits."""
+    q = tl.exp(read(student_ptr, offset, inside, scale, DTYPE) - max_s - log_s)
+    return q, tl.exp(read(teacher_ptr, offset, inside, scale, DTYPE) - max_t - log_t)
+
+
+@triton.jit
+def whole_rows(student_ptr, teacher_ptr, ignore_ptr, temperature_ptr, rows, tiles, classes, PLANES: tl.constexpr,
+               IGNORE: tl.constexpr, DTYPE: tl.constexpr, LOWEST: tl.constexpr,
+               BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    """The rows of a program that walks through all their classes: which they are, which exist and which count, where
+    they begin and a class is from the next; 1 / temperature and 1 / classes; the normalisers of both networks."""
+    row, exists, begin_at = place_of(tl.program_id(0).to(tl.int64), tiles, rows, classes, PLANES, BLOCK_R)
+    _, stride_k = strides(rows, classes, PLANES)
+    counts = counted(ignore_ptr, row, exists, IGNORE)
+    scale = (1 / tl.load(temperature_ptr)).to(DTYPE)
+    max_s, log_s = normalisers(
+        student_ptr, begin_at, counts, classes, stride_k, scale, DTYPE, LOWEST, BLOCK_R, BLOCK_K
+    )  # fmt: skip
+    max_t, log_t = normalisers(
+        teacher_ptr, begin_at, counts, classes, stride_k, scale, DTYPE, LOWEST, BLOCK_R, BLOCK_K
+    )  # fmt: skip
+    return row, exists, counts, begin_at, stride_k, scale, 1 / classes.to(DTYPE), max_s, log_s, max_t, log_t
+
+
 @kernel
 def row_kernel(
     student_ptr,  # (outer, classes, inner)
@@ -87,18 +121,9 @@ def row_kernel(
     classes = tl.full((), classes, tl.int64)
     rows = tl.full((), rows, tl.int64)
     step = samples * rows
-    row, exists, begin_at = place_of(tl.program_id(0).to(tl.int64), tiles, rows, classes, PLANES, BLOCK_R)
-    _, stride_k = strides(rows, classes, PLANES)
-    counts = exists
-    if IGNORE:
-        counts = exists & (tl.load(ignore_ptr + row, exists, other=1) == 0)
-    scale = (1 / tl.load(temperature_ptr)).to(DTYPE)
-    uniform = 1 / classes.to(DTYPE)
-    max_s, log_s = normalisers(
-        student_ptr, begin_at, counts, classes, stride_k, scale, DTYPE, LOWEST, BLOCK_R, BLOCK_K
-    )  # fmt: skip
-    max_t, log_t = normalisers(
-        teacher_ptr, begin_at, counts, classes, stride_k, scale, DTYPE, LOWEST, BLOCK_R, BLOCK_K
+    row, exists, counts, begin_at, stride_k, scale, uniform, max_s, log_s, max_t, log_t = whole_rows(
+        student_ptr, teacher_ptr, ignore_ptr, temperature_ptr, rows, tiles, classes,
+        PLANES, IGNORE, DTYPE, LOWEST, BLOCK_R, BLOCK_K,
     )  # fmt: skip
     qq = tl.zeros((BLOCK_R, BLOCK_K), DTYPE)
     pp = tl.zeros((BLOCK_R, BLOCK_K), DTYPE)
@@ -106,8 +131,9 @@ def row_kernel(
     for begin in range(0, classes, BLOCK_K):
         k = begin + tl.arange(0, BLOCK_K)[None, :].to(tl.int64)
         inside = counts & (k < classes)
-        q = tl.exp(read(student_ptr, begin_at + k * stride_k, inside, scale, DTYPE) - max_s - log_s)
-        p = tl.exp(read(teacher_ptr, begin_at + k * stride_k, inside, scale, DTYPE) - max_t - log_t)
+        q, p = probabilities(
+            student_ptr, teacher_ptr, begin_at + k * stride_k, inside, scale, max_s, log_s, max_t, log_t, DTYPE
+        )  # fmt: skip
         e = q - p
         q = tl.where(inside, q - uniform, 0)
         p = tl.where(inside, p - uniform, 0)
@@ -167,17 +193,14 @@ def class_kernel(
             r = first + tl.arange(0, BLOCK_R)[:, None]
             exists = r < end
             row = sample * rows + r
-            counts = exists
-            if IGNORE:
-                counts = exists & (tl.load(ignore_ptr + row, exists, other=1) == 0)
+            counts = counted(ignore_ptr, row, exists, IGNORE)
             max_s = tl.load(saved_ptr + row, exists, other=0)
             log_s = tl.load(saved_ptr + step + row, exists, other=0)
             max_t = tl.load(saved_ptr + 2 * step + row, exists, other=0)
             log_t = tl.load(saved_ptr + 3 * step + row, exists, other=0)
             inside = counts & (k < classes)
             offset = sample * (rows * classes) + r * stride_r + k * stride_k
-            q = tl.exp(read(student_ptr, offset, inside, scale, DTYPE) - max_s - log_s)
-            p = tl.exp(read(teacher_ptr, offset, inside, scale, DTYPE) - max_t - log_t)
+            q, p = probabilities(student_ptr, teacher_ptr, offset, inside, scale, max_s, log_s, max_t, log_t, DTYPE)
             e = tl.where(inside, q - p, 0)
             q = tl.where(inside, q - uniform, 0)
             p = tl.where(inside, p - uniform, 0)
@@ -219,18 +242,9 @@ def backward_kernel(
     classes = tl.full((), classes, tl.int64)
     rows = tl.full((), rows, tl.int64)
     step = samples * rows
-    row, exists, begin_at = place_of(tl.program_id(0).to(tl.int64), tiles, rows, classes, PLANES, BLOCK_R)
-    _, stride_k = strides(rows, classes, PLANES)
-    counts = exists
-    if IGNORE:
-        counts = exists & (tl.load(ignore_ptr + row, exists, other=1) == 0)
-    scale = (1 / tl.load(temperature_ptr)).to(DTYPE)
-    uniform = 1 / classes.to(DTYPE)
-    max_s, log_s = normalisers(
-        student_ptr, begin_at, counts, classes, stride_k, scale, DTYPE, LOWEST, BLOCK_R, BLOCK_K
-    )  # fmt: skip
-    max_t, log_t = normalisers(
-        teacher_ptr, begin_at, counts, classes, stride_k, scale, DTYPE, LOWEST, BLOCK_R, BLOCK_K
+    row, exists, counts, begin_at, stride_k, scale, uniform, max_s, log_s, max_t, log_t = whole_rows(
+        student_ptr, teacher_ptr, ignore_ptr, temperature_ptr, rows, tiles, classes,
+        PLANES, IGNORE, DTYPE, LOWEST, BLOCK_R, BLOCK_K,
     )  # fmt: skip
     a_row = tl.load(by_row_ptr + row, exists, other=0)
     b_row = tl.load(by_row_ptr + step + row, exists, other=0)
@@ -238,15 +252,17 @@ def backward_kernel(
     for begin in range(0, classes, BLOCK_K):
         k = begin + tl.arange(0, BLOCK_K)[None, :].to(tl.int64)
         inside = counts & (k < classes)
-        q = tl.exp(read(student_ptr, begin_at + k * stride_k, inside, scale, DTYPE) - max_s - log_s)
-        p = tl.exp(read(teacher_ptr, begin_at + k * stride_k, inside, scale, DTYPE) - max_t - log_t)
+        q, p = probabilities(
+            student_ptr, teacher_ptr, begin_at + k * stride_k, inside, scale, max_s, log_s, max_t, log_t, DTYPE
+        )  # fmt: skip
         total += q * gradient(q, p, k, a_row, b_row, by_class_ptr, classes, inside, uniform)
     mean = tl.sum(total, 1)[:, None]
     for begin in range(0, classes, BLOCK_K):
         k = begin + tl.arange(0, BLOCK_K)[None, :].to(tl.int64)
         inside = counts & (k < classes)
-        q = tl.exp(read(student_ptr, begin_at + k * stride_k, inside, scale, DTYPE) - max_s - log_s)
-        p = tl.exp(read(teacher_ptr, begin_at + k * stride_k, inside, scale, DTYPE) - max_t - log_t)
+        q, p = probabilities(
+            student_ptr, teacher_ptr, begin_at + k * stride_k, inside, scale, max_s, log_s, max_t, log_t, DTYPE
+        )  # fmt: skip
         grad = gradient(q, p, k, a_row, b_row, by_class_ptr, classes, inside, uniform)
         grad = tl.where(inside, q * (grad - mean) * scale, 0)
         tl.store(result_ptr + begin_at + k * stride_k, grad.to(result_ptr.dtype.element_ty), exists & (k < classes))

@@ -65,7 +65,7 @@ def divergence(
     Returns values of the logits' shape without `dim`. Raises TypeError or ValueError that names the argument.
     """
     dim = _check(student, teacher, dim)
-    kind = check_kind(kind)
+    index = check_kind(kind)
     beta, temperature = check_options(beta, temperature)
     shape = student.shape[:dim] + student.shape[dim + 1 :]
     ignore = _check_ignore(ignore, shape, student.device)
@@ -79,7 +79,7 @@ def divergence(
     if shapes.changing(beta, temperature):
         options = torch.stack([shapes.scalar(x, torch.device("cpu"), torch.float64) for x in (beta, temperature)])
         beta, temperature = 0.5, 1.0
-    return _divergence(student, teacher, ignore, kind, beta, temperature, options).reshape(shape)
+    return _divergence(student, teacher, ignore, index, beta, temperature, options).reshape(shape)
 
 
 def check_kind(kind: str) -> int:

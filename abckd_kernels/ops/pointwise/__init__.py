@@ -87,13 +87,13 @@ def pointwise(
     for name, value, wanted in (("third", third, needs.third), ("per_channel", per_channel, needs.per_channel)):
         if (value is not None) != wanted:
             raise ValueError(f"{name}: expected {'a tensor' if wanted else 'None'} for kind {kind!r}, got {value!r}")
-    given = {"student": student, "teacher": teacher} | ({"third": third} if needs.third else {})
+    given = {"student": student, "teacher": teacher} | ({} if third is None else {"third": third})
     for name, x in given.items():
         shapes.check_feature(x, name)
-        for what, expected, got in (("shape", student.shape, x.shape), ("device", student.device, x.device)):
-            if got != expected:
-                expected, got = (tuple(v) if what == "shape" else v for v in (expected, got))
-                raise ValueError(f"{name}: expected {what} {expected} as the student's, got {got}")
+        if x.shape != student.shape:
+            raise ValueError(f"{name}: expected shape {tuple(student.shape)} as the student's, got {tuple(x.shape)}")
+        if x.device != student.device:
+            raise ValueError(f"{name}: expected device {student.device} as the student's, got {x.device}")
     dtype = student.dtype
     for x in given.values():
         dtype = torch.promote_types(dtype, x.dtype)

@@ -109,8 +109,10 @@ def backward(
     return results[0], results[1] if len(results) > 1 else student.new_empty(0)
 
 
-def _wide(student, teacher, third, per_channel) -> list[Tensor | None]:
+def _wide(
+    student: Tensor, teacher: Tensor, third: Tensor | None, per_channel: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     dtype = accumulation_dtype(student.dtype)
     if per_channel is not None:
         per_channel = per_channel.to(dtype).view(-1, *[1] * (student.dim() - 2))
-    return [*(x if x is None else x.to(dtype) for x in (student, teacher, third)), per_channel]
+    return student.to(dtype), teacher.to(dtype), None if third is None else third.to(dtype), per_channel

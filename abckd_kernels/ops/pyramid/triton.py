@@ -48,27 +48,34 @@ def columns_of(n, channels, bands, LAST: tl.constexpr):
 
 
 @triton.jit
-def place(channel, band, t, channels, frames, bands, LAST: tl.constexpr):
-    """Where the elements of frames (BLOCK_T, 1) and columns (1, BLOCK_N) of a sample lie."""
+def pointers(ptr, sample, channel, band, t, channels, frames, bands, LAST: tl.constexpr):
+    """To a sample's elements at frames (BLOCK_T,) of columns (BLOCK_N,), [BLOCK_T, BLOCK_N]."""
+    ptr += sample * (channels * bands * frames)
+    channel, band, t = channel[None, :], band[None, :], t[:, None]
     if LAST:
-        return (t * bands + band) * channels + channel
-    return (channel * frames + t) * bands + band
+        return ptr + ((t * bands + band) * channels + channel)
+    return ptr + ((channel * frames + t) * bands + band)
 
 
 @triton.jit
-def valid_frames(lengths_ptr, sample, frames, padded_length, LENGTHS: tl.constexpr):
+def difference(student_ptr, teacher_ptr, sample, channel, band, t, inside, channels, frames, bands,
+               LAST: tl.constexpr, TEACHER_LAST: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
+    s = tl.load(pointers(student_ptr, sample, channel, band, t, channels, frames, bands, LAST), inside, other=0)
+    x = tl.load(pointers(teacher_ptr, sample, channel, band, t, channels, frames, bands, TEACHER_LAST), inside, other=0)
+    return s.to(DTYPE) - x.to(DTYPE)
+
+
+@triton.jit
+def columns_and_rows(n, sample, lengths_ptr, channels, frames, bands, padded_length, LEVELS: tl.constexpr,
+                     LENGTHS: tl.constexpr, LAST: tl.constexpr, BLOCK_R: tl.constexpr):  # fmt: skip
+    """Channel and band of columns `n`; the sample's valid frames; the grids' rows, and where their windows lie."""
+    channel, band = columns_of(n, channels, bands, LAST)
     valid = frames
     if LENGTHS:
         valid = count_valid(tl.load(lengths_ptr + sample), frames, padded_length)
-    return valid
-
-
-@triton.jit
-def difference(student_ptr, teacher_ptr, channel, band, t, inside, channels, frames, bands,
-               LAST: tl.constexpr, TEACHER_LAST: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
-    s = tl.load(student_ptr + place(channel, band, t, channels, frames, bands, LAST), inside, other=0)
-    x = tl.load(teacher_ptr + place(channel, band, t, channels, frames, bands, TEACHER_LAST), inside, other=0)
-    return s.to(DTYPE) - x.to(DTYPE)
+    r = tl.arange(0, BLOCK_R).to(tl.int64)
+    begin, end = windows(r, valid, LEVELS)
+    return channel, band, valid, r, begin, end
 
 
 @kernel
@@ -99,19 +106,16 @@ def forward_kernel(
     bands = tl.full((), bands, tl.int64)
     sample = program // tiles
     columns = channels * bands
-    student_ptr += sample * (columns * frames)
-    teacher_ptr += sample * (columns * frames)
     n = program % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
-    channel, band = columns_of(n, channels, bands, LAST)
-    valid = valid_frames(lengths_ptr, sample, frames, padded_length, LENGTHS)
-    r = tl.arange(0, BLOCK_R).to(tl.int64)
-    begin, end = windows(r, valid, LEVELS)
+    channel, band, valid, r, begin, end = columns_and_rows(
+        n, sample, lengths_ptr, channels, frames, bands, padded_length, LEVELS, LENGTHS, LAST, BLOCK_R
+    )  # fmt: skip
     total = tl.zeros((BLOCK_R, BLOCK_N), DTYPE)
     squares = tl.zeros((BLOCK_N,), DTYPE)
     for first in range(0, valid, BLOCK_T):
         t = first + tl.arange(0, BLOCK_T)
         inside = (t < valid)[:, None] & (n < columns)[None, :]
-        d = difference(student_ptr, teacher_ptr, channel[None, :], band[None, :], t[:, None], inside,
+        d = difference(student_ptr, teacher_ptr, sample, channel, band, t, inside,
                        channels, frames, bands, LAST, TEACHER_LAST, DTYPE)  # fmt: skip
         window = ((t[None, :] >= begin[:, None]) & (t[None, :] < end[:, None])).to(DTYPE)
         total = tl.dot(window, d, total, input_precision="ieee", out_dtype=DTYPE)
@@ -156,24 +160,20 @@ def backward_kernel(
     n = program // frame_tiles % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     sample = program // frame_tiles // tiles
     columns = channels * bands
-    student_ptr += sample * (columns * frames)
-    teacher_ptr += sample * (columns * frames)
-    result_ptr += sample * (columns * frames)
-    channel, band = columns_of(n, channels, bands, LAST)
-    valid = valid_frames(lengths_ptr, sample, frames, padded_length, LENGTHS)
-    r = tl.arange(0, BLOCK_R).to(tl.int64)
-    begin, end = windows(r, valid, LEVELS)
+    channel, band, valid, r, begin, end = columns_and_rows(
+        n, sample, lengths_ptr, channels, frames, bands, padded_length, LEVELS, LENGTHS, LAST, BLOCK_R
+    )  # fmt: skip
     window = ((t[:, None] >= begin[None, :]) & (t[:, None] < end[None, :])).to(DTYPE)
     window /= tl.maximum(end - begin, 1)[None, :].to(DTYPE)
     place_of = ((sample * channels + channel)[None, :] * ROWS + r[:, None]) * bands + band[None, :]
     rows = tl.load(rows_ptr + place_of, (r < ROWS)[:, None] & (n < columns)[None, :], other=0)
     inside = (t < valid)[:, None] & (n < columns)[None, :]
-    d = difference(student_ptr, teacher_ptr, channel[None, :], band[None, :], t[:, None], inside,
+    d = difference(student_ptr, teacher_ptr, sample, channel, band, t, inside,
                    channels, frames, bands, LAST, TEACHER_LAST, DTYPE)  # fmt: skip
     grad = tl.dot(window, rows, d * tl.load(fine_ptr + sample), input_precision="ieee", out_dtype=DTYPE)
     grad = tl.where(inside, grad, 0).to(result_ptr.dtype.element_ty)
-    target = place(channel[None, :], band[None, :], t[:, None], channels, frames, bands, LAST)
-    tl.store(result_ptr + target, grad, (t < frames)[:, None] & (n < columns)[None, :])
+    target = pointers(result_ptr, sample, channel, band, t, channels, frames, bands, LAST)
+    tl.store(target, grad, (t < frames)[:, None] & (n < columns)[None, :])
 
 
 def forward(

@@ -24,9 +24,9 @@ def forward(
     mask = frame_mask(lengths, student.shape[-2], padded_length)
     s, t = (_compressed(_valid(x, mask), exponent, eps) for x in (student, teacher))
     count = _valid_bins(s.power, mask)
-    return tuple(
-        error.square().flatten(1).sum(1) / count for error in (s.magnitude - t.magnitude, s.pair - t.pair)
-    )  # fmt: skip
+    errors = s.magnitude - t.magnitude, s.pair - t.pair
+    of_magnitude, of_pair = (error.square().flatten(1).sum(1) / count for error in errors)
+    return of_magnitude, of_pair
 
 
 def backward(

@@ -202,10 +202,10 @@ def forward(
     s = spectra.dense(student)
     t = spectra.dense_as(teacher, s)
     batch, wide = s.shape[0], accumulation_dtype(s.dtype)
-    results = [s.new_empty(batch, dtype=wide) for _ in range(2)]
+    magnitude, pair = (s.new_empty(batch, dtype=wide) for _ in range(2))
     sizes, blocks, constants = _plan(s, lengths)
     partial = s.new_empty((batch, blocks, 2), dtype=wide)
-    valid = results[0] if lengths is None else lengths.contiguous()  # an unread pointer must still be one
+    valid = magnitude if lengths is None else lengths.contiguous()  # an unread pointer must still be one
     launch(
         forward_kernel, batch * blocks, s,
         s, t, partial, *sizes, valid, padded_length, exponent, eps, blocks,
@@ -213,10 +213,10 @@ def forward(
     )  # fmt: skip
     launch(
         mean_kernel, batch, s,
-        partial, *results, *sizes[:2], valid, padded_length, blocks,
+        partial, magnitude, pair, *sizes[:2], valid, padded_length, blocks,
         LENGTHS=lengths is not None, BLOCK=SUMS_AT_ONCE, num_warps=1,
     )  # fmt: skip
-    return tuple(results)
+    return magnitude, pair
 
 
 def backward(
