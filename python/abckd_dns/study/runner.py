@@ -200,10 +200,9 @@ class _Study:
         When this process is asked to end, its jobs are, and they save what they have.
         """
         # Forked from a process that has done the imports, also those that are done late, and no computation: they take
-        # longer than a small job. (The first step of an optimiser imports torch._dynamo.)
+        # longer than a small job.
         context = multiprocessing.get_context("forkserver")
-        late = ["torch._dynamo", "torch.utils.tensorboard", "pesq", "pystoi"]
-        context.set_forkserver_preload([work.__module__, *late])
+        context.set_forkserver_preload([work.__module__, "torch.utils.tensorboard", "pesq"])
         waiting, running = list(reversed(jobs)), {}
         with _signals_as_exit():
             try:
