@@ -69,18 +69,22 @@ def _quantise(model: Path, pairs: list[Pair], output: Path) -> None:
             per_channel=True,
             weight_type=quantization.QuantType.QInt8,
             activation_type=quantization.QuantType.QUInt8,
-            nodes_to_exclude=_transforms(prepared),
+            nodes_to_exclude=_left_in_float(prepared),
         )
 
 
-def _transforms(model: Path) -> list[str]:
-    """The products with the matrices of the Fourier transform, which are the only ones of their sizes."""
+def _left_in_float(model: Path) -> list[str]:
+    """The products with the matrices of the Fourier transform, which are the only ones of their sizes; and transposed
+    convolutions in groups, whose scales per channel onnxruntime's quantiser miscounts."""
     import onnx
 
     graph = onnx.load(str(model)).graph
     shapes = {constant.name: tuple(constant.dims) for constant in graph.initializer}
     sizes = {(2 * HOP, 2 * BINS), (2 * BINS, 2 * HOP)}
-    return [node.name for node in graph.node if any(shapes.get(name) in sizes for name in node.input)]
+    found = [node for node in graph.node if any(shapes.get(name) in sizes for name in node.input)]
+    transposed = [node for node in graph.node if node.op_type == "ConvTranspose"]
+    found += [node for node in transposed if any(x.name == "group" and x.i > 1 for x in node.attribute)]
+    return [node.name for node in found]
 
 
 class _Calibration:

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from made_audio import speech_like
+from made_audio import changed, speech_like
 from made_networks import SMALL, lively
 
 import abckd_dns.network.export as export_module
@@ -98,7 +98,7 @@ def test_what_cannot_be_exported(checkpoint, tmp_path, monkeypatch, arguments, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match=message):
-        main(["export", "--checkpoint", str(checkpoint), *arguments])
+        main(changed(["export", "--checkpoint", str(checkpoint)], *arguments))
 
 
 def test_missing_packages_are_named(checkpoint, tmp_path, monkeypatch):
