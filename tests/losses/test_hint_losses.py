@@ -290,11 +290,11 @@ def test_vid_and_pad_of_variance_one_are_half_and_all_of_the_hint():
 # ---------------------------------------------------------------------------------------------- channels
 
 
-@pytest.mark.parametrize("loss", [h.cwd_loss, h.pkd_loss])
-def test_offsets_of_channels_change_nothing(loss):
+@pytest.mark.parametrize("function", [h.cwd_loss, h.pkd_loss])
+def test_offsets_of_channels_change_nothing(function):
     student, teacher = (torch.randn(4, 3, 6, 5, dtype=torch.float64) for _ in "st")
     offsets = torch.tensor([5.0, -300.0, 0.1])[:, None, None].double()
-    torch.testing.assert_close(loss(student + offsets, teacher - offsets), loss(student, teacher))
+    torch.testing.assert_close(function(student + offsets, teacher - offsets), function(student, teacher))
 
 
 def test_pkd_is_half_the_squared_error_of_normalised_features():
