@@ -32,7 +32,11 @@ class Mapped(Loss):
     and compares positive maps, nearly all of whose norm is common. Prediction: entropy stays high; the gradient's
     cosine with the supervised one is larger than that of `abc` in the decoder; quality of AFD or a little more.
 
-    `attention` is "balanced", "softmax" or "uniform" (the control); `local` makes s and alpha of each frame (E);
+    `attention` is "balanced", "softmax", "uniform" (the control), "pairs" (no compression: one teacher layer for each
+    student layer of `Shapes.pairs`, the others learn nothing; what attention transfer is with this form), or "output":
+    softmax of s_ij = mean_t <b_j(t), o(t)>, o the contrast of the teacher's output: layers count by what they say of
+    the output, not by likeness to the student. `local` makes s and alpha of each frame (E);
+    `output` makes the spectrogram of the teacher's output one more layer, which every stage sees;
     `gap` weights bands and frames by how much nearer the teacher's output is to the target than the student's (E).
     `form` is what is compared: "contrast", or "energy": the map itself at norm 1 in every frame.
     """
@@ -46,23 +50,38 @@ class Mapped(Loss):
         gap: bool = False,
         stage: bool = True,
         form: str = "contrast",
+        output: bool = False,
     ) -> None:
         super().__init__()
         self.attention, self.temperature, self.local, self.gap = attention, temperature, local, gap
+        self.output, self.stft = output, Stft()
         self.form = {"contrast": contrast, "energy": unit}[form]
         mask = shapes.stage_mask
-        self.register_buffer("mask", mask if stage else torch.ones_like(mask), persistent=False)
+        if attention == "pairs":
+            mask = torch.zeros_like(mask)
+            for i, j in shapes.pairs:
+                mask[i, j] = True
+        elif not stage:
+            mask = torch.ones_like(mask)
+        if output:
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        self.register_buffer("mask", mask, persistent=False)
         self.weights = Gap() if gap else None
 
     def forward(self, view: View) -> Tensor:
         own = [self.form(energy(x)) for x in view.student]
+        maps = list(view.maps)
+        spectrum = self.stft(view.response).abs().square()
+        if self.output:
+            maps.append(spectrum)
         taught = [
-            [self.form(on_bands(x, a.shape[-1])) if self.mask[i, j] else None for j, x in enumerate(view.maps)]
+            [self.form(on_bands(x, a.shape[-1])) if self.mask[i, j] else None for j, x in enumerate(maps)]
             for i, a in enumerate(own)
         ]
         scores = []
         for a, targets in zip(own, taught, strict=True):
-            products = [torch.zeros_like(a[..., 0]) if b is None else (a * b).sum(-1) for b in targets]
+            asking = self.form(on_bands(spectrum, a.shape[-1])) if self.attention == "output" else a
+            products = [torch.zeros_like(a[..., 0]) if b is None else (asking * b).sum(-1) for b in targets]
             scores.append(torch.stack(products, -1))  # (B, T, m)
         scores = torch.stack(scores, 2)  # (B, T, n, m)
         if not self.local:
@@ -70,6 +89,8 @@ class Mapped(Loss):
         alpha = attention_of(scores, self.mask, self.attention, self.temperature)
         losses = []
         for i, (a, targets) in enumerate(zip(own, taught, strict=True)):
+            if not self.mask[i].any():
+                continue
             mixed = sum(alpha[:, :, i, j, None] * b for j, b in enumerate(targets) if b is not None)
             error = (a - unit(mixed)).square()
             if self.weights is None:

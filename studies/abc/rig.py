@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .cache import Cache, with_features
 from .losses import build, parameters_of, shapes_of
-from .package import PRESETS, Denoiser, SpeechLoss, write_atomically
+from .package import PRESETS, Denoiser, InputError, SpeechLoss, write_atomically
 from .segments import Batch, Segments
 from .views import Loss, View
 
@@ -112,7 +112,9 @@ def measure_unit(run: Run, cache: Cache, mixtures: Path, baseline: Path) -> floa
             if of_kd is not None:
                 squares[0] += of_speech.square().sum().item()
                 squares[1] += of_kd.square().sum().item()
-    return math.sqrt(squares[0] / squares[1]) if squares[1] > 0 else math.nan
+    if not 0 < squares[1] < math.inf:
+        raise InputError(f"{run.loss}: its gradient has a norm of {math.sqrt(squares[1])} at the student without KD")
+    return math.sqrt(squares[0] / squares[1])
 
 
 class Average:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .package import InputError
+
 EPS = 1e-8
 
 
@@ -115,13 +117,16 @@ def balanced(scores: Tensor, mask: Tensor, rounds: int = 8) -> Tensor:
 
 
 def attention_of(scores: Tensor, mask: Tensor, kind: str, temperature: float) -> Tensor:
-    """(B, n, m) from similarities (B, n, m): "balanced", "softmax" or "uniform"."""
-    if kind == "uniform":
-        return (mask.float() / mask.sum(1, keepdim=True)).expand_as(scores)
+    """Attention (B, n, m) from similarities (B, n, m): "balanced", a softmax ("softmax", "output"), or equal weights
+    of what the mask allows ("uniform", "pairs")."""
+    if kind in ("uniform", "pairs"):
+        return (mask.float() / mask.sum(1, keepdim=True).clamp_min(1)).expand_as(scores)
     scores = scores.detach() / temperature
-    if kind == "softmax":
+    if kind in ("softmax", "output"):
         return scores.masked_fill(~mask, float("-inf")).softmax(-1)
-    return balanced(scores, mask)
+    if kind == "balanced":
+        return balanced(scores, mask)
+    raise InputError(f"attention: expected balanced, softmax, output, uniform or pairs, got {kind!r}")
 
 
 class Loss(nn.Module):
