@@ -20,8 +20,6 @@ LENGTHS = torch.tensor([6, 2])
 FEATURE = (2, 3, 6, 4)
 
 
-
-
 def operands(kind, shape, dtype=torch.float32, layout=cases.contiguous, seed=0):
     """student, teacher, third or None, per_channel or None; those that have gradients require them."""
     s, t, third = (layout(cases.feature(shape, dtype, seed + i)) for i in range(3))
@@ -108,6 +106,22 @@ def test_more_than_a_task_takes(backend, shape, layout, kind):
 )
 def test_parameters(backend, kind, parameter, dtype):
     check(kind, (2, 5, 7, 3), dtype, parameter=parameter)
+
+
+@each_kind
+def test_zeros_and_ties(backend, kind):
+    """A teacher behind a ReLU is exactly 0 in half of its elements: every kind says on which side that lies."""
+    grid = torch.cartesian_prod(*2 * [torch.tensor([-1.0, 0.0, 1.0])])
+    s, t = (x.reshape(1, 9, 1).clone() for x in grid.unbind(1))  # a channel each
+    s.requires_grad_()
+    third = torch.zeros(1, 9, 1) if KINDS[kind].third else None
+    per_channel = torch.full((9,), -0.5) if KINDS[kind].per_channel else None
+    sums = run(kind, s, t, third, per_channel)
+    (gradient,) = torch.autograd.grad(sums.sum(), s)
+    exact = [None if x is None else accuracy.float64(x) for x in (s, t, third, per_channel)]
+    value, slope, *_ = DEFINITIONS[kind](*exact, KINDS[kind].parameter)
+    np.testing.assert_allclose(sums.detach().numpy(), value[..., 0], atol=1e-6)
+    np.testing.assert_allclose(gradient.numpy(), slope, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=cases.name_of)
