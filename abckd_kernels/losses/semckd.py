@@ -108,7 +108,7 @@ def _calibrated(
     for i, group in enumerate(students):
         errors = []
         for j, (s, t) in enumerate(zip(group, teachers, strict=True)):
-            s, t = on_one_grid(s, t, padding)
+            s, t = on_one_grid(s, t, padding, zeroed=True)
             errors.append(error(i, j, s, t) / (cells(s.shape[2:], padding) * t.shape[1]))
         by_teacher = torch.stack(errors, 1)
         shares = None if attention is None else attention[:, i].to(by_teacher)

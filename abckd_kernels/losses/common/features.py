@@ -227,7 +227,7 @@ def resized(x: Tensor, sizes: Sequence[int], padding: Padding) -> Tensor:
         return x
 
 
-def on_one_grid(s: Tensor, t: Tensor, padding: Padding, *, zeroed: bool = True) -> tuple[Tensor, Tensor]:
+def on_one_grid(s: Tensor, t: Tensor, padding: Padding, *, zeroed: bool) -> tuple[Tensor, Tensor]:
     """Both averaged over the windows of adaptive pooling onto the smaller size of each axis; as they are if equal.
 
     zeroed    padded frames are zero, not what came.

@@ -59,7 +59,7 @@ def cwd_loss(
     check_options(cwd_loss, temperature=temperature)
 
     def term(s, t, padding):
-        s, t = (padding.filled(x, -torch.inf) for x in on_one_grid(s, t, padding))
+        s, t = (padding.filled(x, -torch.inf) for x in on_one_grid(s, t, padding, zeroed=False))
         if shapes.is_channels_last(s) and shapes.is_channels_last(t):  # positions are planes, read as they lie
             rows, dim = [x.movedim(1, -1).flatten(1, -2) for x in (s, t)], 1
         else:
@@ -96,7 +96,7 @@ def pkd_loss(
     check_options(pkd_loss, convention=convention)
 
     def term(s, t, padding):
-        s, t = on_one_grid(s, t, padding)
+        s, t = on_one_grid(s, t, padding, zeroed=True)
         count = torch.stack([_positions(s, padding)])
         # Sums of the batch, and the positions that they are over.
         sums, count = (gather(x[None], group).sum(0) for x in (dots(s, t).sum(0), count))

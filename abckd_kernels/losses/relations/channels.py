@@ -91,7 +91,7 @@ def nst_loss(
 
     def term(s, t, padding):
         # Widened once: two gradients, rounded to half precision each, would cancel to noise.
-        x, y = (wide(feature) for feature in on_one_grid(s, t, padding))
+        x, y = (wide(feature) for feature in on_one_grid(s, t, padding, zeroed=True))
         k = kernels(dict(zip(("s", "t", "st"), cross_cosines(x, y), strict=True)))
         mean = {name: value.mean((1, 2)) for name, value in k.items()}
         return mean["t"] + mean["s"] - 2 * mean["st"]
@@ -216,7 +216,7 @@ def affinity_loss(
     check_options(affinity_loss, relation=relation, squared=squared)
 
     def term(s, t, padding):
-        x, y = on_one_grid(s, t, padding)
+        x, y = on_one_grid(s, t, padding, zeroed=True)
         if relation == "channel":
             error = _affinity(dots(x, y))
         else:
