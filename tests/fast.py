@@ -27,8 +27,8 @@ CHOSEN = {
     "a step of the headline loss, and what a Distiller does to networks": [
         "test_abc_loss.py::test_options",
         "test_abc_loss.py::TestABCLoss",
-        "test_distiller.py::test_equals_a_loop_written_by_hand",
-        "test_distiller.py::test_hooks_do_nothing_outside_and_leave_nothing_behind",
+        "distill/test_distiller.py::test_equals_a_loop_written_by_hand",
+        "distill/test_distiller.py::test_nothing_is_left_in_the_networks_after_a_step_or_an_error",
     ],
     "pages that no longer say what is there": ["test_docs.py", "losses/test_table.py"],
     "commands, training, restart and streaming of the trainer": [

@@ -53,13 +53,17 @@ def test_links_lead_somewhere(page):
 # ---------------------------------------------------------------------------------------------- code blocks
 
 README = blocks("README.md", "python")
-# Those of pages about the trainer run in tests/dns/test_docs_commands.py.
-ELSEWHERE = {"docs/deployment.md": 1}
+ELSEWHERE = {
+    "docs/deployment.md": 2,  # tests/dns/test_docs_commands.py
+    "docs/cached_teachers.md": 2,  # tests/cache
+    "docs/networks.md": 10,  # tests/distill/test_pages.py
+    "docs/trainers.md": 7,
+}
 
 
 def test_every_block_of_python_runs_in_a_test():
     found = {page: len(blocks(page, "python")) for page in pages()}
-    assert {page: count for page, count in found.items() if count} == {"README.md": 2} | ELSEWHERE
+    assert {page: count for page, count in found.items() if count} == {"README.md": len(README)} | ELSEWHERE
 
 
 def test_loss_by_hand_and_ours_are_the_same():
@@ -92,8 +96,8 @@ class Layers(nn.Module):
         return x
 
 
-def test_distiller_by_layer_names():
-    """README's second block, up to a step of its optimiser."""
+def test_distiller_by_layer_names(tmp_path, monkeypatch):
+    """README's second block, up to a step of its optimiser; its third, with the teacher of the second in a cache."""
 
     def chain(*channels):
         pairs = zip(channels, channels[1:], strict=False)
@@ -108,6 +112,13 @@ def test_distiller_by_layer_names():
     exec(README[1], names)
     of_head, of_loss = student.head.weight.grad, [p.grad for p in names["loss"].parameters()]
     assert of_head.abs().max() > 0 and of_loss and all(g.abs().max() > 0 for g in of_loss)
+
+    pytest.importorskip("safetensors")
+    monkeypatch.chdir(tmp_path)
+    with_teacher = names["distiller"](x).loss
+    exec(README[2], names | {"dataset": list(x), "positions": [0, 1]}, names)
+    torch.testing.assert_close(names["output"].loss, with_teacher, rtol=0.02, atol=0)  # maps in bfloat16
+    assert len(README) == 3
     assert all(p.grad is None for p in teacher.parameters())
     assert torch.equal(names["output"].student, student(x))
     assert not any(module._forward_hooks for module in student.modules())

@@ -16,7 +16,8 @@ from . import inputs
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 4 * 2.0**-7, torch.float16: 4 * 2.0**-10}  # of a gradient, relative
 LAYERS = ((6, 12, 10), (8, 12, 10))  # (C, T, F) of a student's and a teacher's layer
-OTHERS = {"logits": (12, 40), "spectra": (3, 33, 20), "waveforms": (3, 4000)}
+OTHERS = {"logits": (12, 40), "spectra": (3, 33, 20), "waveforms": (3, 4000), "hidden": (12, 16)}
+CLASSES = 40  # of the heads of hidden states
 
 
 class Problem:
@@ -49,6 +50,10 @@ class Problem:
         extra = {}
         if needs.labels:
             extra["labels"] = torch.arange(len(student[0])) % student[0].shape[1]
+        if self.entry.inputs == "hidden":
+            heads = {f"{side}_weight": seed + 40 + k for k, side in enumerate(("student", "teacher"))}
+            width = OTHERS["hidden"][-1]
+            extra = {name: inputs.feature((CLASSES, width), torch.float64, k).to(dtype) for name, k in heads.items()}
         if needs.clean:
             extra["clean"] = inputs.feature(student[0].shape, torch.float64, seed + 30).to(dtype)
 

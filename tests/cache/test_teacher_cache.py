@@ -4,9 +4,12 @@ import copy
 import json
 import pickle
 import shutil
+from collections import OrderedDict
+from functools import partial
 
 import pytest
 import torch
+from pages import blocks
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -370,3 +373,28 @@ def test_fingerprints(dtype):
     assert not (two == fingerprints((x.flip(0), x)))[2:4].any()
     with pytest.raises(ValueError, match="^inputs: expected tensors with one batch axis"):
         fingerprints((x, x[:2]))
+
+
+def test_code_of_the_page(tmp_path, monkeypatch):
+    """docs/cached_teachers.md: a cache written and trained from, then its rows fetched by the loader's workers."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+
+    def encoder_decoder(width):
+        encoder = nn.Sequential(*(nn.Conv1d(a, width, 3, padding=1) for a in (2, width, width, width)))
+        return nn.Sequential(OrderedDict(encoder=encoder, decoder=nn.Sequential(nn.Conv1d(width, 1, 1))))
+
+    inputs = torch.randn(4, 2, 9)
+    names = {
+        "torch": torch, "nn": nn, "Dataset": Dataset, "DataLoader": partial(DataLoader, multiprocessing_context="fork"),
+        "teacher": encoder_decoder(6), "student": encoder_decoder(3), "dataset": list(inputs),
+        "student_layers": ["encoder.1", "encoder.3", "decoder.0"], "student_channels": [3, 3, 1],
+        "teacher_channels": [6, 6, 1], "task_loss": nn.MSELoss(),
+        "loader": [(torch.arange(4), inputs, torch.randn(4, 1, 9))],
+    }  # fmt: skip
+    trained, fetched = blocks("docs/cached_teachers.md", "python")
+    exec(trained, names)
+    assert names["student"].encoder[1].weight.grad.abs().max() > 0
+    names["compiled_distiller"] = names["distiller"]  # compiling has tests of its own
+    exec(fetched, names)
+    torch.testing.assert_close(names["output"].loss, names["distiller"](inputs, examples=torch.arange(4)).loss)

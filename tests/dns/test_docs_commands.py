@@ -3,6 +3,7 @@
 import shlex
 import shutil
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -67,7 +68,11 @@ def test_commands_run_in_their_order(place, monkeypatch):
 
 def _stream(place):
     """The code of docs/deployment.md gives what `denoise` gave."""
-    (code,) = blocks("docs/deployment.md", "python")
+    at_once, code = blocks("docs/deployment.md", "python")
+    exec(at_once, names := {})
+    written, _ = soundfile.read(place / "enhanced.wav", dtype="float32")
+    np.testing.assert_allclose(names["enhanced"], written, rtol=0, atol=2**-15)
+
     noisy, _ = soundfile.read(place / "noisy.wav", dtype="float32")
     noisy, played = torch.from_numpy(noisy)[None, :-100], []
     whole = noisy.shape[1] // 256 * 256
