@@ -24,6 +24,10 @@ FEWER = {
 ELSEWHERE = {"export": "network/test_export.py", "describe": "network/test_describe.py", "study": "study/test_study.py"}
 
 
+RECIPES = ("docs/recipes/dns_challenge.md", "docs/recipes/voicebank.md")
+IN_FULL = ("README.md", *RECIPES)  # run here, and in test_recipe_pages.py
+
+
 def commands(page: str) -> list[list[str]]:
     """The words of each abckd-dns in the page's blocks."""
     lines = [shlex.split(line, comments=True) for block in blocks(page, "sh") for line in block.splitlines()]
@@ -52,7 +56,7 @@ def test_commands_run_in_their_order(place, monkeypatch):
     monkeypatch.chdir(place)
     read = []
     for _, command, *arguments in commands("README.md"):
-        if command in ELSEWHERE:
+        if command in ELSEWHERE or "--systems" in arguments:  # whose weights are the extra [rivals]
             with monkeypatch.context() as patch:
                 patch.setattr(abckd_dns.cli, "_function_for", lambda options: read.append)
                 main([command, *arguments])
@@ -62,7 +66,7 @@ def test_commands_run_in_their_order(place, monkeypatch):
     assert {path.name for path in (place / "runs").iterdir()} == {"teacher", "student", "label_free"}
     assert (place / "scores.csv").read_text() and (place / "pairs.csv").read_text()
     assert (place / "enhanced.wav").stat().st_size == (place / "noisy.wav").stat().st_size
-    assert len(read) == 2
+    assert len(read) == 3
     _stream(place)
 
 
@@ -92,7 +96,7 @@ def _stream(place):
     assert noisy.shape[1] % 256 and SAMPLE_RATE == 16_000
 
 
-@pytest.mark.parametrize("page", [page for page in pages() if commands(page) and page != "README.md"])
+@pytest.mark.parametrize("page", [page for page in pages() if commands(page) and page not in IN_FULL])
 def test_commands_of_other_pages_have_the_flags_that_there_are(page, monkeypatch):
     read = []
     monkeypatch.setattr(abckd_dns.cli, "_function_for", lambda options: read.append)

@@ -23,7 +23,7 @@ ORDER = (
     {"evaluation"},
     {"rivals", "networks"},
     {"network", "data"},
-    {"options", "files", "markdown", "sisdr"},
+    {"options", "files", "markdown", "own_code", "sisdr"},
     {"errors", "constants"},
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -17,8 +17,9 @@ MAY_IMPORT = {
     "studies": {"abckd_kernels", "abckd_dns"},
     "tests": PROGRAMS,
 }
-# A command finds modules in the current folder, as `python -m` does, so that --student may name one.
-SEARCHES = {FOLDERS["abckd_dns"] / "network" / "load.py"}
+# A command finds modules in the current folder, as `python -m` does, so that --student may name one; a program that is
+# started by its file does not take its neighbours for libraries.
+SEARCHES = {FOLDERS["abckd_dns"] / name for name in ("own_code.py", "evaluation/pesq_process.py")}
 FILES = [(name, path) for name, folder in FOLDERS.items() for path in sorted(folder.rglob("*.py"))]
 
 

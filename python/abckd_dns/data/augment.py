@@ -7,10 +7,7 @@ An augmentation is a function (noisy (N,), clean (N,), rng) -> (noisy, clean) of
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
-import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -22,6 +19,7 @@ from torch.utils.data import Dataset
 from ..constants import SAMPLE_RATE
 from ..errors import InputError
 from ..options import parse_augmentation
+from ..own_code import function_of
 from .codec import CODECS, through_codec
 from .mixing import level_dbfs
 
@@ -74,7 +72,7 @@ class Augmented(Dataset):
         self.steps = []
         for text in augmentations:
             name, probability = parse_augmentation(text)
-            self.steps.append((text, _BUILT_IN.get(name) or _load(name, text), probability))
+            self.steps.append((text, _BUILT_IN.get(name) or function_of(name, f"--augment {text}"), probability))
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -106,15 +104,3 @@ def _check(result: object, noisy: Tensor, text: str, index: int) -> None:
             )
         if not x.isfinite().all():
             raise InputError(f"--augment {text}: {name} of example {index} has values that are not finite")
-
-
-def _load(name: str, text: str) -> Augmentation:
-    module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:  # an installed command does not search the current folder by itself
-        sys.path.append(os.getcwd())
-    try:
-        return getattr(importlib.import_module(module), function)
-    except ImportError as error:
-        raise InputError(f"--augment {text}: cannot import {module}: {error}") from error
-    except AttributeError as error:
-        raise InputError(f"--augment {text}: {module} has no {function}") from error

@@ -6,10 +6,7 @@ that loading it would run: networks of your own are named by their factory.
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from torch import Tensor, nn
 from ..constants import SAMPLE_RATE
 from ..errors import InputError
 from ..files import write_atomically
+from ..own_code import function_of
 from .config import PRESETS, DenoiserConfig, GtcrnConfig
 from .denoiser import Denoiser
 from .gtcrn import Gtcrn
@@ -33,7 +31,7 @@ def load_network(name: str, argument: str, *, new: bool = False) -> nn.Module:
     """The network that `name` names (see names.py), on the CPU. `argument` is what errors blame. new: presets count."""
     found = parse_name(name, argument, new=new)
     if found.factory is not None:
-        network = _call_factory(*found.factory, argument)
+        network = _call_factory(":".join(found.factory), argument)
         if found.checkpoint is not None:
             _load_weights(network, found.checkpoint, argument)
         return network
@@ -100,18 +98,8 @@ def save_checkpoint(path: Path, network: nn.Module) -> None:
     write_atomically(path, lambda unfinished: safetensors.torch.save_model(network, str(unfinished), metadata))
 
 
-def _call_factory(module_name: str, function_name: str, argument: str) -> nn.Module:
-    name = f"{module_name}:{function_name}"
-    if os.getcwd() not in sys.path:  # an installed command does not search the current folder by itself
-        sys.path.append(os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except ImportError as error:
-        raise InputError(f"{argument}: cannot import {module_name} of {name}: {error}") from error
-    except AttributeError as error:
-        raise InputError(f"{argument}: {module_name} has no {function_name}") from error
-    if not callable(function):
-        raise InputError(f"{argument}: {name} is a {type(function).__name__}, expected a function without arguments")
+def _call_factory(name: str, argument: str) -> nn.Module:
+    function = function_of(name, argument)
     try:
         network = function()
     except TypeError as error:

@@ -42,7 +42,7 @@ def test_checkpoint_of_an_own_network(tmp_path):
         ("student", "the preset student has not learned anything"),
         ("no_such_module:factory", "cannot import no_such_module"),
         ("own_networks:missing", "own_networks has no missing"),
-        ("own_networks:constant", "is a int, expected a function"),
+        ("own_networks:constant", "expected a function, got own_networks:constant, which is a int"),
         ("own_networks:needs_argument", "expected a function without arguments.*size"),
         ("own_networks:no_module", "returned a int, expected a torch.nn.Module"),
         ("own_networks:wrong_shape", "failed on a noisy waveform|must map a noisy waveform"),

@@ -166,9 +166,11 @@ def test_second_signal_acts_at_once(folders, tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     stop_at_example(monkeypatch, 3, twice)
     with pytest.raises(SystemExit) as stopped:
         main(arguments(folders, tmp_path))
+    signal.signal(signal.SIGINT, before)
     assert stopped.value.code == 128 + signal.SIGINT and states(tmp_path) == []
 
 

@@ -6,7 +6,7 @@ import own_networks
 import pytest
 import safetensors.torch
 import torch
-from made_audio import SHORT, data_arguments
+from made_audio import SHORT, changed, data_arguments
 
 from abckd_dns.cli import main
 from abckd_dns.training.safeguards import StepGuard
@@ -62,7 +62,7 @@ def test_skipped_steps_are_counted_and_the_run_goes_on(folders, tmp_path, monkey
 
     monkeypatch.setattr(Supervised, "forward", sometimes_nan)
     start = ["train", "--preset", "own_networks:tiny", "--out", str(tmp_path), *data_arguments(folders), *SHORT]
-    main([*start, "--steps", "6", "--max-skipped", "3"])
+    main(changed(start, "--steps", "6", "--max-skipped", "3"))
     assert json.loads((tmp_path / "finished.json").read_text()) == {"steps": 6, "skipped": 3}
     trained = safetensors.torch.load_file(tmp_path / "model.safetensors")
     assert all(value.isfinite().all() for value in trained.values())
