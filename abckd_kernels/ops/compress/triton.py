@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..triton_layers import (
+    MOST_REGISTERS,
     aligned,
     count_valid,
     first_tiles,
@@ -291,6 +292,7 @@ def forward(
         POOLED=pooled, HAS_SCORES=scores is not None, HAS_MASK=mask is not None, LENGTHS=lengths is not None,
         PER_FRAME=per_frame, GRADIENTS=gradients, WIDTH=width(like, grid[1]), ROWS=rows, COLUMNS=columns,
         TEACHERS=triton.next_power_of_2(m), INDEX=_index(maps, grid), num_warps=4,
+        registers=MOST_REGISTERS if like.dtype == torch.float64 else None,
     )  # fmt: skip
     return distances, attention, attention_grads, map_grads
 
