@@ -5,7 +5,6 @@ import json
 import pickle
 import shutil
 from collections import OrderedDict
-from functools import partial
 
 import pytest
 import torch
@@ -386,7 +385,7 @@ def test_code_of_the_page(tmp_path, monkeypatch):
 
     inputs = torch.randn(4, 2, 9)
     names = {
-        "torch": torch, "nn": nn, "Dataset": Dataset, "DataLoader": partial(DataLoader, multiprocessing_context="fork"),
+        "torch": torch, "nn": nn, "Dataset": Dataset, "DataLoader": lambda *data, num_workers: DataLoader(*data),
         "teacher": encoder_decoder(6), "student": encoder_decoder(3), "dataset": list(inputs),
         "student_layers": ["encoder.1", "encoder.3", "decoder.0"], "student_channels": [3, 3, 1],
         "teacher_channels": [6, 6, 1], "task_loss": nn.MSELoss(),
