@@ -8,7 +8,7 @@ import torch
 from abckd_kernels import backends, use_backend
 from abckd_kernels.ops.correlation import correlation
 from abckd_verify.exact import accuracy
-from abckd_verify.ops.correlation import distance, softmax
+from abckd_verify.ops.correlation import distance, plain, softmax
 
 SHAPES = ((6, 5), (1, 4), (40, 1000), (70, 33), (3, 4, 5), (2, 5, 40), (2, 3, 4, 5), (40, 7, 2), (5, 1), (12, 2100))
 
@@ -35,19 +35,6 @@ def exact(student, teacher, temperature=1.0, ignore=None):
     return distance(q, p, 1).mean() if len(q) else 0.0, distance(q, p, 0).mean() if len(q) else 0.0
 
 
-def plain(student, teacher, temperature=1.0, ignore=None):
-    """Both distances by autograd."""
-    q, p = ((x / temperature).softmax(1).movedim(1, -1).flatten(0, -2) for x in (student, teacher))
-    if ignore is not None:
-        q, p = (x[~ignore.flatten()] for x in (q, p))
-
-    def apart(axis):
-        a, b = (x - x.mean(axis, keepdim=True) for x in (q, p))
-        return (1 - torch.cosine_similarity(a, b, axis, eps=1e-30)).mean()
-
-    return apart(1), apart(0)
-
-
 def check(student, teacher, temperature=1.0, ignore=None):
     student = student.detach().requires_grad_()
     ours = correlation(student, teacher, temperature=temperature, ignore=ignore)
@@ -57,7 +44,7 @@ def check(student, teacher, temperature=1.0, ignore=None):
     )
     assert all(x.dtype == (torch.float64 if student.dtype == torch.float64 else torch.float32) for x in ours)
     wide = student.detach().double().requires_grad_()
-    expected = plain(wide, teacher.double(), temperature, ignore)
+    expected = plain(wide, teacher.double(), ignore, temperature)
     for mine, right in zip(ours, expected, strict=True):
         (grad,) = torch.autograd.grad(mine, student, retain_graph=True)
         (wanted,) = torch.autograd.grad(right, wide, retain_graph=True)

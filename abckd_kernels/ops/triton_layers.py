@@ -54,6 +54,11 @@ def width(x: Tensor, *strides: int) -> int:
     return most if all(stride % most == 0 for stride in strides) else 1
 
 
+def registers_of_backward(constants: dict, channels_last: bool) -> int | None:
+    """For `launch`: all where loads along channels (or positions) take one element, whose addresses fill them."""
+    return MOST_REGISTERS if constants["C_WIDTH" if channels_last else "P_WIDTH"] == 1 else None
+
+
 @triton.jit
 def aligned(number, WIDTH: tl.constexpr):
     """A number that WIDTH divides, as int64, in a form in which Triton sees that. Where the host gives a wrong WIDTH,

@@ -71,7 +71,8 @@ class Mapped(Loss):
     def forward(self, view: View) -> Tensor:
         own = [self.form(energy(x)) for x in view.student]
         maps = list(view.maps)
-        spectrum = self.stft(view.response).abs().square()
+        if self.output or self.attention == "output":
+            spectrum = self.stft(view.response).abs().square()
         if self.output:
             maps.append(spectrum)
         taught = [

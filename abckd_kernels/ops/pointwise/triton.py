@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shapes import accumulation_dtype, dense, empty_like, is_channels_last
-from ..triton_layers import MOST_REGISTERS, aligned, count_valid, kernel, launch, width
+from ..triton_layers import aligned, count_valid, kernel, launch, registers_of_backward, width
 
 WARP = 64 if torch.version.hip else 32
 STEPS = 8  # tiles of a program
@@ -325,12 +325,11 @@ def backward(
     grad = grad.to(accumulation_dtype(s.dtype)).contiguous()
     programs, sizes, constants = _plan(s, Tile.of(s), kind, parameter, lengths)
     results = empty_like(s), s.new_empty(0) if third is None else empty_like(s)
-    narrow = constants["C_WIDTH" if is_channels_last(s) else "P_WIDTH"] == 1
     launch(
         backward_kernel, programs, s,
         grad, *_operands(s, teacher, third, per_channel), *results, *sizes, parameter,
         grad if lengths is None else lengths.contiguous(), padded_length, **constants,
-        registers=MOST_REGISTERS if narrow else None,
+        registers=registers_of_backward(constants, constants["CHANNELS_LAST"]),
     )  # fmt: skip
     return results
 

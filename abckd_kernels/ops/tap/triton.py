@@ -21,7 +21,6 @@ from torch import Tensor
 
 from ..shapes import accumulation_dtype, dense, empty_like, is_channels_last
 from ..triton_layers import (
-    MOST_REGISTERS,
     aligned,
     count_valid,
     first_tiles,
@@ -31,6 +30,7 @@ from ..triton_layers import (
     layer_of,
     pick,
     pick_size,
+    registers_of_backward,
     sizes,
     width,
 )
@@ -263,7 +263,6 @@ def backward(
         xs = [inputs[i] for i in indices]
         layers, programs = _describe(xs, _tiles(xs, tile))
         widths = _widths(xs)
-        narrow = widths["C_WIDTH" if channels_last else "P_WIDTH"] == 1
         own, of_map, of_mean = (
             tuple(group[i] for i in indices) if given else tuple(xs)  # an unread pointer must still be one
             for group, given in zip(by_kind, present, strict=True)
@@ -275,7 +274,7 @@ def backward(
             POWER=power, CHANNELS_LAST=channels_last, HAS_GRAD=present[0], HAS_MAP=present[1], HAS_MEAN=present[2],
             LENGTHS=lengths is not None, DOUBLE=dtype == torch.float64, **widths,
             BLOCK_C=tile.block_c, BLOCK_P=tile.block_p, num_warps=tile.num_warps,
-            registers=MOST_REGISTERS if narrow else None,
+            registers=registers_of_backward(widths, channels_last),
         )  # fmt: skip
     return results
 
